@@ -1,0 +1,66 @@
+"""The primitives: sequence mixers and channel mixers, one file each, found by their registration.
+
+    layers.names(kind="sequence")                     # what there is
+    layers.build("hyena", dim=128, max_length=128)    # one layer
+    layers.build({"name": "moe", "top_k": 1}, 128, 128)
+
+To add one, put a file here (or name it as a plugin) with a class under `@layers.register("name", kind=...)`.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+from layers.base import ChannelMixer, Layer
+from mad.registry import Registry
+
+__all__ = ["ChannelMixer", "Layer", "build", "names", "options", "register", "resolve"]
+
+registry = Registry("layer")
+options = registry.options  # options("hyena") -> {"filter_order": 4, ...}
+
+
+def register(name: str, *, kind: str):
+    """Class decorator: make a `Layer` buildable as `name`; `kind` is "sequence" or "channel"."""
+    if kind not in ("sequence", "channel"):
+        raise ValueError(f"kind of layer {name!r} must be 'sequence' or 'channel', got {kind!r}")
+    return registry.register(name, kind=kind)
+
+
+def names(kind: str | None = None) -> list[str]:
+    """Names of the registered layers; `kind` is "sequence", "channel" or None for both."""
+    return registry.names(kind=kind)
+
+
+def resolve(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A spec, "hyena" or {"name": "hyena", "filter_order": 64}, as (name, options)."""
+    if isinstance(spec, str):
+        return spec, {}
+    if not isinstance(spec, Mapping) or "name" not in spec:
+        raise ValueError(f"a layer is a name or a mapping with the key 'name', got {spec!r}")
+    return spec["name"], {key: value for key, value in spec.items() if key != "name"}
+
+
+def build(spec: str | Mapping[str, Any], dim: int, max_length: int) -> Layer:
+    """Build one layer.
+
+    Args:
+        spec: a name, or a mapping of `name` and options.
+        dim: width of its input and output.
+        max_length: the longest sequence it will see.
+
+    Raises:
+        ValueError: the name, an option or a value does not exist or does not fit; the message says what does.
+    """
+    name, given = resolve(spec)
+    try:
+        return registry.build(name, dim, max_length, **given)
+    except (ValueError, TypeError) as error:
+        if name in names() and repr(name) not in str(error):
+            raise ValueError(f"layer {name!r}: {error}") from error
+        raise
+
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"layers.{_module.name}")

@@ -1,0 +1,81 @@
+"""What a layer is: one residual branch, in parallel over a sequence and, where causal, one token at a time."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Layer(nn.Module):
+    """One residual branch, (B, T, dim) -> (B, T, dim), without the norm before it and the sum after it.
+
+    A subclass takes `(dim, max_length, *, options...)`, keeps both, and documents formula, source, state size and
+    FLOPs. `forward` must be capturable in a CUDA graph: static shapes, no `.item()`, no branch on data.
+    """
+
+    causal = True  # False: an output may depend on later inputs; there is no step then
+    countable = True  # True: `flops` is what torch's FLOP counter sees; say False where the work is not matmuls
+
+    def __init__(self, dim: int, max_length: int):
+        super().__init__()
+        if dim < 1 or max_length < 1:
+            raise ValueError(f"dim and max_length must be at least 1, got {dim} and {max_length}")
+        self.dim, self.max_length = dim, max_length
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (B, T, dim), any T <= max_length -> (B, T, dim)."""
+        raise NotImplementedError
+
+    def init_state(self, batch: int) -> Any:
+        """The state after zero tokens: a (possibly nested) tuple of tensors, batch first."""
+        raise NotImplementedError(f"{type(self).__name__} has no recurrent form")
+
+    def step(self, x_t: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        """x_t (B, dim), state -> y_t (B, dim), next state; token by token it equals `forward`."""
+        raise NotImplementedError(f"{type(self).__name__} has no recurrent form")
+
+    def state_size(self, length: int) -> int:
+        """Elements that must be kept per sequence after `length` tokens: those of `step`'s state."""
+        raise NotImplementedError
+
+    def flops(self, length: int) -> int:
+        """Forward FLOPs of one sequence of `length` tokens, a multiply-add counted as 2.
+
+        Norms, activations and the generation of implicit filters (paid once a batch) are not counted.
+        """
+        raise NotImplementedError
+
+    def zeros(self, *shape: int) -> torch.Tensor:
+        """Zeros where the parameters are and of their type, for `init_state`."""
+        like = next(self.parameters())
+        return torch.zeros(*shape, dtype=like.dtype, device=like.device)
+
+
+class ChannelMixer(Layer):
+    """A layer that acts on each position alone: no state, and a step is a forward of length one."""
+
+    def init_state(self, batch: int) -> tuple:
+        return ()
+
+    def step(self, x_t: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        return self(x_t.unsqueeze(1)).squeeze(1), state
+
+    def state_size(self, length: int) -> int:
+        return 0
+
+
+def positive(**options: int) -> None:
+    """Raise for options that must be whole numbers of at least 1: `positive(num_heads=num_heads)`."""
+    for name, value in options.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def split_heads(dim: int, num_heads: int, what: str = "dim") -> int:
+    """The width of a head; raises where the heads do not divide `dim`, naming counts that do."""
+    positive(num_heads=num_heads)
+    if dim % num_heads:
+        fitting = [n for n in range(1, dim + 1) if dim % n == 0]
+        near = min(fitting, key=lambda n: abs(n - num_heads))
+        raise ValueError(f"num_heads={num_heads} does not divide {what}={dim}; the nearest that does is {near}")
+    return dim // num_heads

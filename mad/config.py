@@ -1,0 +1,133 @@
+"""What a run is: one point (task, arch, optim, train, seed), and the hash that names it.
+
+The dataclasses below are the schema of the command line and of every YAML file, and the `config` of every record.
+They hold plain values only. Names and options are checked where they mean something (`training.prepare`).
+"""
+
+import copy
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Any
+
+from mad.registry import unknown
+
+
+@dataclass
+class Arch:
+    """The model: a stack of layers between an embedding and a head."""
+
+    stack: Any = field(default_factory=list)  # layer names or specs; see mad.models.stack for the notation
+    name: str | None = None  # the row on the leaderboard; None: the stack, written compactly
+    dim: int = 128
+    max_length: int | None = None  # None: the task's input length
+    norm: str = "rms"  # rms | layer
+    tied_embeddings: bool = False
+    embed_dropout: float = 0.0
+    positions: bool = False  # learned absolute position embeddings
+
+
+@dataclass
+class Optim:
+    """AdamW on all parameters, and its learning-rate schedule."""
+
+    lr: float = 5e-4
+    weight_decay: float = 0.0
+    schedule: str = "cosine"  # cosine | constant
+    min_lr: float = 1e-6  # where the cosine ends
+    warmup_steps: int = 0  # linear, from 0
+    clip: float | None = None  # largest gradient norm
+
+
+@dataclass
+class Train:
+    """How long, on how much, and what is scored."""
+
+    epochs: int = 200
+    steps: int | None = None  # in place of epochs
+    batch_size: int = 128
+    eval_every: int | None = None  # steps; None: once an epoch
+    precision: str = "auto"  # fp32 | bf16 | auto: bf16 autocast on CUDA, fp32 on a CPU
+    num_train: int | None = None  # sequences; None: what the task's protocol says
+    num_test: int | None = None
+    stop_at: float | None = 0.999  # stop early at this test score
+    score: str = "accuracy"  # accuracy | macro_accuracy: what stops early and is ranked
+
+
+@dataclass
+class Run:
+    """One point of a sweep. `task` holds the task's name and its options, flat: {"name": "mqar", "num_kv": 4}."""
+
+    task: dict[str, Any] = field(default_factory=dict)
+    arch: Arch = field(default_factory=Arch)
+    optim: Optim = field(default_factory=Optim)
+    train: Train = field(default_factory=Train)
+    seed: int = 12345
+    device: str = "auto"  # auto | cpu | cuda
+    plugins: list[str] = field(default_factory=list)  # Python files that register layers or tasks
+
+    @classmethod
+    def of(cls, given: "Run | Mapping[str, Any]") -> "Run":
+        """A Run from nested mappings with the keys above; a Run is copied.
+
+        Raises:
+            ValueError: a key that does not exist, or a value of another type.
+        """
+        if isinstance(given, Run):
+            return copy.deepcopy(given)
+        values = dict(given)
+        task = values.get("task", {})
+        values["task"] = {"name": task} if isinstance(task, str) else dict(task)
+        for key, section in SECTIONS.items():
+            if isinstance(values.get(key), Mapping):
+                values[key] = _fill(section, values[key], f"{key}.")
+        return _fill(cls, values, "")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @property
+    def id(self) -> str:
+        """16 hex digits: a hash of all that decides the result, and of the text of the plugins.
+
+        Where a run executes does not decide it, so `device` is left out (`precision` is in it).
+        """
+        decides = self.to_dict()
+        del decides["device"]
+        decides["plugins"] = sorted(hashlib.sha256(Path(p).read_bytes()).hexdigest() for p in self.plugins)
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+SECTIONS = {"arch": Arch, "optim": Optim, "train": Train}
+
+
+def _fill(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
+    """`cls(**values)`, with the types of the fields enforced (an int is a float, "1e-3" is one too)."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            raise unknown("key", f"{prefix}{key}", (prefix + name for name in fields))
+    return cls(**{key: _coerce(f"{prefix}{key}", value, fields[key].type) for key, value in values.items()})
+
+
+def _coerce(key: str, value: Any, kind: Any) -> Any:
+    kinds = kind.__args__ if isinstance(kind, UnionType) else (kind,)  # int | None -> (int, NoneType)
+    if value is None and type(None) in kinds:
+        return None
+    if float in kinds and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except ValueError:
+            raise ValueError(f"{key} must be a number, got {value!r}") from None
+        if math.isnan(number):
+            raise ValueError(f"{key} must be a number, got nan")
+        return number
+    plain = [k for k in kinds if k in (int, str, bool)]
+    if plain and not any(type(value) is k for k in plain):
+        raise ValueError(f"{key} must be {' or '.join(k.__name__ for k in plain)}, got {value!r}")
+    return value
