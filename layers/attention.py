@@ -1,0 +1,137 @@
+"""Softmax attention, causal, over all earlier positions or over a sliding window of them."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import layers
+from layers.base import Layer, positive, split_heads
+from layers.rope import rope as rotate
+
+
+@layers.register("attention", kind="sequence")
+class Attention(Layer):
+    """y = W_o softmax(q k^T / sqrt(d_head)) v, causal, with rotary positions on q and k.
+
+    Vaswani et al. 2017 (arXiv 1706.03762); defaults of the MAD protocol: one head of width dim, biases.
+    State: keys and values of all tokens, 2 dim T. FLOPs a token: 8 dim^2 + 4 T dim (the masked half counted too).
+    """
+
+    window: int | None = None  # visible keys, the query's own included; None: all
+
+    def __init__(self, dim: int, max_length: int, *, num_heads: int = 1, rope: bool = True, bias: bool = True):
+        super().__init__(dim, max_length)
+        self.num_heads, self.rope = num_heads, rope
+        self.head_dim = split_heads(dim, num_heads)
+        if rope and self.head_dim % 2:
+            raise ValueError(f"rotary positions need an even head width, got {self.head_dim}; set rope=false")
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+        self.out = nn.Linear(dim, dim, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.check_length(x)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)  # (B, H, T, d)
+        if self.rope:
+            q, k = rotate(q), rotate(k)
+        if self.window is None or self.window >= x.shape[1]:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            y = windowed_attention(q, k, v, self.window)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+    def init_state(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys (not yet rotated: positions may be counted from the oldest visible one) and values, (B, H, T, d)."""
+        empty = self.zeros(batch, self.num_heads, 0, self.head_dim)
+        return empty, empty
+
+    def step(self, x_t: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        q, k, v = self.qkv(x_t).unflatten(-1, (3, self.num_heads, 1, self.head_dim)).permute(1, 0, 2, 3, 4)
+        keys, values = torch.cat([state[0], k], dim=2), torch.cat([state[1], v], dim=2)
+        if self.window is not None:
+            keys, values = keys[:, :, -self.window :], values[:, :, -self.window :]
+        state = keys, values
+        if self.rope:
+            q = rotate(q, torch.tensor([keys.shape[2] - 1], device=q.device))
+            keys = rotate(keys)
+        y = F.scaled_dot_product_attention(q, keys, values)
+        return self.out(y.flatten(1)), state
+
+    def visible(self, length: int) -> int:
+        return length if self.window is None else min(self.window, length)
+
+    def state_size(self, length: int) -> int:
+        return 2 * self.dim * self.visible(length)
+
+    def flops(self, length: int) -> int:
+        return length * (8 * self.dim**2 + 4 * self.visible(length) * self.dim)
+
+
+@layers.register("mh_attention", kind="sequence")
+class MultiHeadAttention(Attention):
+    """Attention with 16 heads, the MAD protocol's multi-head attention; the rest as in `attention`."""
+
+    def __init__(self, dim: int, max_length: int, *, num_heads: int = 16, rope: bool = True, bias: bool = True):
+        super().__init__(dim, max_length, num_heads=num_heads, rope=rope, bias=bias)
+
+
+@layers.register("sliding_attention", kind="sequence")
+class SlidingAttention(Attention):
+    """Attention over the last `window` tokens, the query's own included.
+
+    The MAD protocol's left window of 32 tokens shows 33 keys; hence the default. State: 2 dim min(window, T).
+    FLOPs a token: 8 dim^2 + 4 window dim.
+    """
+
+    countable = False  # the blocks compute, and mask, up to twice the visible keys
+
+    def __init__(
+        self,
+        dim: int,
+        max_length: int,
+        *,
+        window: int = 33,
+        num_heads: int = 1,
+        rope: bool = True,
+        bias: bool = True,
+    ):
+        super().__init__(dim, max_length, num_heads=num_heads, rope=rope, bias=bias)
+        positive(window=window)
+        self.window = window
+
+
+@layers.register("mh_sliding_attention", kind="sequence")
+class MultiHeadSlidingAttention(SlidingAttention):
+    """Sliding attention with 16 heads; the rest as in `sliding_attention`."""
+
+    def __init__(
+        self,
+        dim: int,
+        max_length: int,
+        *,
+        window: int = 33,
+        num_heads: int = 16,
+        rope: bool = True,
+        bias: bool = True,
+    ):
+        super().__init__(dim, max_length, window=window, num_heads=num_heads, rope=rope, bias=bias)
+
+
+def windowed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> torch.Tensor:
+    """Softmax attention over the last `window` keys, linear in T. q, k, v (B, H, T, d) -> (B, H, T, d).
+
+    Queries are cut into blocks of at least window - 1, so that each needs its own block of keys and the one before.
+    """
+    length = q.shape[2]
+    block = max(window - 1, 16)
+    blocks = -(-length // block)
+    q, k, v = (F.pad(t, (0, 0, 0, blocks * block - length)).unflatten(2, (blocks, block)) for t in (q, k, v))
+    k, v = (torch.cat([F.pad(t, (0, 0, 0, 0, 1, 0))[:, :, :-1], t], dim=3) for t in (k, v))  # (B, H, n, 2c, d)
+    query = torch.arange(block, device=q.device).unsqueeze(1) + block
+    key = torch.arange(2 * block, device=q.device)
+    seen = (key <= query) & (key > query - window)  # (c, 2c)
+    first = torch.arange(blocks, device=q.device).view(-1, 1, 1) == 0
+    seen = seen & ~(first & (key < block))  # (n, c, 2c): nothing stands before the first block
+    y = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), attn_mask=seen)
+    return y.unflatten(0, (-1, v.shape[1])).flatten(2, 3)[:, :, :length]

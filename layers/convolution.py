@@ -1,0 +1,95 @@
+"""Short convolutions as mixers: gated (BaseConv) and plain."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+import kernels
+import layers
+from layers.base import Layer, positive
+
+
+class ShortConvolution(nn.Module):
+    """Causal depthwise convolution with bias, (B, T, dim) -> (B, T, dim), and its recurrent form."""
+
+    def __init__(self, dim: int, kernel_size: int):
+        super().__init__()
+        positive(kernel_size=kernel_size)
+        bound = kernel_size**-0.5  # conv1d's own
+        self.taps = nn.Parameter(torch.empty(dim, kernel_size).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(dim).uniform_(-bound, bound))
+
+    def forward(self, x: torch.Tensor, activation: str | None = None) -> torch.Tensor:
+        return kernels.short_conv(x.transpose(1, 2), self.taps, self.bias, activation=activation).transpose(1, 2)
+
+    def step(self, x_t: torch.Tensor, past: torch.Tensor, activation: str | None = None):
+        """x_t (B, dim), past (B, K - 1, dim) -> (B, dim), next past."""
+        window = torch.cat([past, x_t.unsqueeze(1)], dim=1)
+        return self(window, activation)[:, -1], window[:, 1:]
+
+
+@layers.register("base_conv", kind="sequence")
+class BaseConv(Layer):
+    """y = conv(x) * (W x + b) + x, the short causal convolution gated by a linear map.
+
+    Arora et al. 2023 (Zoology, arXiv 2312.04927), with the inner residual of BASED (arXiv 2402.18668). State:
+    (kernel_size - 1) dim. FLOPs a token: 2 dim^2 + 2 kernel_size dim.
+    """
+
+    countable = False  # the convolution is not a matmul here, and torch's counter does not see it
+
+    def __init__(self, dim: int, max_length: int, *, kernel_size: int = 3):
+        super().__init__(dim, max_length)
+        self.conv = ShortConvolution(dim, kernel_size)
+        self.linear = nn.Linear(dim, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.check_length(x)
+        return self.conv(x) * self.linear(x) + x
+
+    def init_state(self, batch: int) -> tuple[torch.Tensor]:
+        return (self.zeros(batch, self.conv.taps.shape[1] - 1, self.dim),)
+
+    def step(self, x_t: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        y, past = self.conv.step(x_t, state[0])
+        return y * self.linear(x_t) + x_t, (past,)
+
+    def state_size(self, length: int) -> int:
+        return self.dim * (self.conv.taps.shape[1] - 1)
+
+    def flops(self, length: int) -> int:
+        return length * (2 * self.dim**2 + 2 * self.conv.taps.numel())
+
+
+@layers.register("short_conv", kind="sequence")
+class ShortConv(Layer):
+    """y = silu(conv(x)), a causal depthwise convolution.
+
+    The mixer between attention layers of BASED's language models (Arora et al. 2024, arXiv 2402.18668). State:
+    (kernel_size - 1) dim. FLOPs a token: 2 kernel_size dim.
+    """
+
+    countable = False  # no matmul in it
+
+    def __init__(self, dim: int, max_length: int, *, kernel_size: int = 3, activation: str | None = "silu"):
+        super().__init__(dim, max_length)
+        self.conv, self.activation = ShortConvolution(dim, kernel_size), activation
+        kernels.short_conv(torch.zeros(1, 1, 1), torch.zeros(1, 1), activation=activation)  # refuses an unknown one
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.check_length(x)
+        return self.conv(x, self.activation)
+
+    def init_state(self, batch: int) -> tuple[torch.Tensor]:
+        return (self.zeros(batch, self.conv.taps.shape[1] - 1, self.dim),)
+
+    def step(self, x_t: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        y, past = self.conv.step(x_t, state[0], self.activation)
+        return y, (past,)
+
+    def state_size(self, length: int) -> int:
+        return self.dim * (self.conv.taps.shape[1] - 1)
+
+    def flops(self, length: int) -> int:
+        return length * 2 * self.conv.taps.numel()

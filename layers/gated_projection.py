@@ -1,0 +1,63 @@
+"""The gated inputs that convolutional mixers share: a linear map to several streams and a short convolution on each.
+
+Activations are kept channel-first, (C, B, T) in memory, from here to the output map: the products, the convolutions
+and the gates then all read and write them without a transposing copy.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+import kernels
+from layers.base import positive
+
+
+class GatedProjection(nn.Module):
+    """x (B, T, dim) -> `streams` tensors (B, channels, T): short_conv(W x + b) + b', causal.
+
+    With `groups` > 1 the map has only channels / groups outputs a stream, each read by `groups` channels with taps of
+    their own (the MAD protocol's tied projections).
+    """
+
+    def __init__(self, dim: int, channels: int, *, streams: int = 3, groups: int = 1, kernel_size: int = 3):
+        super().__init__()
+        positive(proj_groups=groups, kernel_size=kernel_size)
+        if channels % groups:
+            raise ValueError(f"proj_groups={groups} does not divide the {channels} channels")
+        self.streams, self.kernel_size = streams, kernel_size
+        self.narrow = streams * channels // groups
+        self.linear = nn.Linear(dim, self.narrow)
+        bound = kernel_size**-0.5  # conv1d's own
+        self.taps = nn.Parameter(torch.empty(streams * channels, kernel_size).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(streams * channels).uniform_(-bound, bound))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        batch, length, _ = x.shape
+        z = torch.addmm(self.linear.bias.unsqueeze(-1), self.linear.weight, x.flatten(0, 1).t())  # (narrow, B T)
+        z = z.view(self.narrow, batch, length).transpose(0, 1)
+        return kernels.short_conv(z, self.taps, self.bias).chunk(self.streams, dim=1)
+
+    def step(self, x_t: torch.Tensor, past: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        """x_t (B, dim), past (B, narrow, K - 1) -> `streams` tensors (B, channels), and the next past."""
+        window = torch.cat([past, self.linear(x_t).unsqueeze(-1)], dim=-1)
+        now = kernels.short_conv(window, self.taps, self.bias)[..., -1]
+        return now.chunk(self.streams, dim=1), window[..., 1:]
+
+    @property
+    def past_size(self) -> int:
+        """Elements a sequence's past takes."""
+        return self.narrow * (self.kernel_size - 1)
+
+    def flops(self, length: int) -> int:
+        return length * (2 * self.linear.weight.numel() + 2 * self.taps.numel())
+
+
+def convolution_step(past: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
+    """The newest output of a long convolution: past (B, C, t), newest last, taps (C, t) -> (B, C)."""
+    return (past * taps.flip(-1)).sum(-1)
+
+
+def fft_conv_flops(channels: int, length: int) -> int:
+    """Nominal FLOPs of one long convolution by FFT, 10 L log2 L a channel, whatever algorithm runs."""
+    return round(10 * channels * length * math.log2(length))

@@ -1,0 +1,39 @@
+"""Mixture of experts as a channel mixer."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import layers
+from layers.base import ChannelMixer, positive
+from layers.routing import Dispatch, Router
+
+
+@layers.register("moe", kind="channel")
+class MoE(ChannelMixer):
+    """y = sum over the top k experts e of p_e SwiGLU_e(x), p = softmax of the k highest router scores.
+
+    Defaults of the MAD protocol: 8 experts of width 16, top 2; the other experts are neither computed nor weighted
+    (the published code does both). FLOPs a token: 2 dim num_experts + 6 top_k dim width.
+    """
+
+    countable = False  # blocks of slots are filled up with zeros
+
+    def __init__(self, dim: int, max_length: int, *, num_experts: int = 8, top_k: int = 2, width: int = 16):
+        super().__init__(dim, max_length)
+        positive(width=width)
+        self.router, self.width = Router(dim, num_experts, top_k), width
+        up, down = dim**-0.5, width**-0.5
+        self.up = nn.Parameter(torch.empty(num_experts, dim, 2 * width).uniform_(-up, up))
+        self.down = nn.Parameter(torch.empty(num_experts, width, dim).uniform_(-down, down))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.flatten(0, 1)  # (N, dim)
+        weights, experts = self.router(tokens)
+        dispatch = Dispatch(experts, self.router.num_experts)
+        gate, value = dispatch.multiply(dispatch.gather(tokens), self.up).chunk(2, dim=-1)
+        y = dispatch.scatter(dispatch.multiply(F.silu(gate) * value, self.down))  # (N, k, dim)
+        return (y * weights.unsqueeze(-1)).sum(1).view_as(x)
+
+    def flops(self, length: int) -> int:
+        return length * self.dim * (2 * self.router.num_experts + 6 * self.router.top_k * self.width)

@@ -1,0 +1,145 @@
+"""The two models of the MAD protocol around a stack: a language model, and an auto-encoder (compression)."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from mad.models.stack import Stack, new_norm
+from mad.registry import unknown
+
+
+class LanguageModel(nn.Module):
+    """Embedding, stack, norm, linear map to the vocabulary.
+
+    No position embedding unless `positions` (learned, absolute); embeddings and output weights may be tied.
+    """
+
+    looks_ahead = False  # may a layer of it depend on later tokens?
+
+    def __init__(
+        self,
+        stack: Any,
+        dim: int,
+        vocab_size: int,
+        max_length: int,
+        *,
+        norm: str = "rms",
+        tied_embeddings: bool = False,
+        embed_dropout: float = 0.0,
+        positions: bool = False,
+    ):
+        super().__init__()
+        self.embedding = Embedding(dim, vocab_size, max_length, embed_dropout, positions)
+        self.stack = Stack(stack, dim, max_length, norm)
+        if self.stack.not_causal and not self.looks_ahead:
+            raise ValueError(
+                f"a language model needs causal layers, but {', '.join(self.stack.not_causal)} looks ahead; "
+                "it fits the head 'autoencoder' only"
+            )
+        self.norm = new_norm(norm, dim)
+        self.head = nn.Linear(dim, vocab_size, bias=False)
+        nn.init.normal_(self.head.weight, std=0.02)
+        if tied_embeddings:
+            self.head.weight = self.embedding.tokens.weight
+
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """tokens (B, T) -> logits (B, T, V); with positions (B, K), logits (B, K, V) at those alone."""
+        return self.logits(self.stack(self.embedding(tokens)), positions)
+
+    def logits(self, x: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+        if positions is not None:
+            x = x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        return self.head(self.norm(x))
+
+    def flops(self, length: int) -> int:
+        return self.stack.flops(length) + 2 * length * self.head.weight.numel()
+
+
+class AutoEncoder(LanguageModel):
+    """The stack encodes; the last position's vector alone is decoded at every position.
+
+    To that vector a fixed sine-cosine code of each output position is added; the decoder is twice norm, linear, GELU
+    (width dim), then norm and linear.
+    """
+
+    looks_ahead = True
+
+    def __init__(self, stack: Any, dim: int, vocab_size: int, max_length: int, *, norm: str = "rms", **options: Any):
+        super().__init__(stack, dim, vocab_size, max_length, norm=norm, **options)
+        self.code: torch.Tensor
+        self.register_buffer("code", sine_cosine_code(max_length, dim), persistent=False)
+        halves = [(new_norm(norm, dim), nn.Linear(dim, dim), nn.GELU()) for _ in range(2)]
+        self.decoder = nn.Sequential(*(module for half in halves for module in half))
+
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        summary = self.stack(self.embedding(tokens))[:, -1:]  # (B, 1, dim)
+        return self.logits(self.decoder(summary + self.code[: tokens.shape[1]]), positions)
+
+    def flops(self, length: int) -> int:
+        return super().flops(length) + 4 * length * self.norm.normalized_shape[0] ** 2
+
+
+class Embedding(nn.Module):
+    """Token vectors, plus learned positions where wanted; dropout after."""
+
+    def __init__(self, dim: int, vocab_size: int, max_length: int, dropout: float, positions: bool):
+        super().__init__()
+        self.tokens = nn.Embedding(vocab_size, dim)
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        self.positions = nn.Parameter(0.02 * torch.randn(max_length, dim)) if positions else None
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.tokens(tokens)
+        if self.positions is not None:
+            x = x + self.positions[: tokens.shape[1]]
+        return self.dropout(x)
+
+
+HEADS = {"lm": LanguageModel, "autoencoder": AutoEncoder}
+
+
+def build(
+    stack: Any,
+    dim: int,
+    vocab_size: int,
+    max_length: int,
+    head: str = "lm",
+    *,
+    norm: str = "rms",
+    tied_embeddings: bool = False,
+    embed_dropout: float = 0.0,
+    positions: bool = False,
+) -> Any:
+    """Build a model, (B, T) int64 token ids -> (B, T, vocab_size) logits, any T <= max_length.
+
+    Args:
+        stack: layers in the notation of `mad.models.notation`.
+        head: "lm" or "autoencoder".
+        norm: "rms" or "layer", before every layer and before the head.
+
+    Raises:
+        ValueError: an unknown head, norm, layer or option, or sizes that do not fit.
+    """
+    if head not in HEADS:
+        raise unknown("head", head, HEADS)
+    return HEADS[head](
+        stack,
+        dim,
+        vocab_size,
+        max_length,
+        norm=norm,
+        tied_embeddings=tied_embeddings,
+        embed_dropout=embed_dropout,
+        positions=positions,
+    )
+
+
+def sine_cosine_code(length: int, dim: int) -> torch.Tensor:
+    """The fixed position code of Vaswani et al. 2017, (length, dim): sines, then cosines."""
+    half = -(-dim // 2)
+    frequencies = torch.exp(-math.log(10000.0) * torch.arange(half) / half)
+    angles = torch.arange(length).unsqueeze(-1) * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)[:, :dim]

@@ -1,0 +1,90 @@
+"""The stack: layers as pre-norm residual branches, one after the other or side by side."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+import layers
+from layers import Layer
+from mad.models.notation import Spec, expand
+from mad.registry import unknown
+
+NORMS = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}
+
+
+def new_norm(norm: str, dim: int) -> nn.Module:
+    if norm not in NORMS:
+        raise unknown("norm", norm, NORMS)
+    return NORMS[norm](dim, eps=1e-5)
+
+
+class Parallel(Layer):
+    """y = sum of the branches' outputs, all on the same input."""
+
+    def __init__(self, dim: int, max_length: int, branches: Sequence[Layer]):
+        super().__init__(dim, max_length)
+        self.branches: Any = nn.ModuleList(branches)
+        self.causal = all(branch.causal for branch in branches)
+        self.countable = all(branch.countable for branch in branches)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([branch(x) for branch in self.branches]).sum(0)
+
+    def init_state(self, batch: int) -> tuple:
+        return tuple(branch.init_state(batch) for branch in self.branches)
+
+    def step(self, x_t: torch.Tensor, state: Any) -> tuple[torch.Tensor, tuple]:
+        outputs, states = zip(*(b.step(x_t, s) for b, s in zip(self.branches, state, strict=True)), strict=True)
+        return torch.stack(outputs).sum(0), states
+
+    def state_size(self, length: int) -> int:
+        return sum(branch.state_size(length) for branch in self.branches)
+
+    def flops(self, length: int) -> int:
+        return sum(branch.flops(length) for branch in self.branches)
+
+
+class Stack(nn.Module):
+    """x + layer(norm(x)), layer after layer, (B, T, dim) -> (B, T, dim). A layer's own initialisation is kept."""
+
+    def __init__(self, stack: Any, dim: int, max_length: int, norm: str = "rms"):
+        super().__init__()
+        self.layers: Any = nn.ModuleList(build_layer(spec, dim, max_length) for spec in expand(stack))
+        self.norms = nn.ModuleList(new_norm(norm, dim) for _ in self.layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            x = x + layer(norm(x))
+        return x
+
+    @property
+    def not_causal(self) -> list[str]:
+        """The layers that look ahead."""
+        return [type(layer).__name__ for layer in self.layers if not layer.causal]
+
+    def init_state(self, batch: int) -> tuple:
+        return tuple(layer.init_state(batch) for layer in self.layers)
+
+    def step(self, x_t: torch.Tensor, state: Any) -> tuple[torch.Tensor, tuple]:
+        """x_t (B, dim), state -> (B, dim), state."""
+        states = []
+        for norm, layer, layer_state in zip(self.norms, self.layers, state, strict=True):
+            y, layer_state = layer.step(norm(x_t), layer_state)
+            x_t = x_t + y
+            states.append(layer_state)
+        return x_t, tuple(states)
+
+    def state_size(self, length: int) -> int:
+        return sum(layer.state_size(length) for layer in self.layers)
+
+    def flops(self, length: int) -> int:
+        return sum(layer.flops(length) for layer in self.layers)
+
+
+def build_layer(spec: Spec, dim: int, max_length: int) -> Layer:
+    """A layer from a spec of `notation.expand`."""
+    if isinstance(spec, dict) and "parallel" in spec:
+        return Parallel(dim, max_length, [layers.build(branch, dim, max_length) for branch in spec["parallel"]])
+    return layers.build(spec, dim, max_length)

@@ -1,0 +1,91 @@
+"""A task's examples on the training device, and batches of them.
+
+Where few positions carry a loss, their places and targets are kept instead of whole rows of targets, so that a model
+computes logits (V of them each) there alone. Their number per sequence is fixed, hence shapes stay static.
+"""
+
+import functools
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mad import tasks
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Examples:
+    """inputs (N, T); the scored positions (N, K) or None for all; targets (N, K) or (N, T). int64, one device."""
+
+    inputs: torch.Tensor
+    positions: torch.Tensor | None
+    targets: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def take(self, rows: torch.Tensor | slice) -> "Examples":
+        return Examples(self.inputs[rows], None if self.positions is None else self.positions[rows], self.targets[rows])
+
+    def to(self, device: str) -> "Examples":
+        positions = None if self.positions is None else self.positions.to(device)
+        return Examples(self.inputs.to(device), positions, self.targets.to(device))
+
+
+def load(task: Any, num: int, seed: int, split: str, device: str) -> list[Examples]:
+    """The examples of each part of a task (one part, but for a mixture of lengths), `num` in all."""
+    parts = task.parts(split)
+    total = sum(share or 1 for _, share in parts)
+    counts = [max(1, round(num * (share or 1) / total)) for _, share in parts]
+    return [
+        _sample(part.name, json.dumps(part.options), count, seed, split).to(device)
+        for (part, _), count in zip(parts, counts, strict=True)
+    ]
+
+
+@functools.lru_cache(maxsize=8)
+def _sample(name: str, options: str, num: int, seed: int, split: str) -> Examples:
+    """Kept for the next runs of a worker: the optimiser grid of a setting trains on the same examples."""
+    return compact(*tasks.build(name, **json.loads(options)).sample(num, seed=seed, split=split))
+
+
+def compact(inputs: torch.Tensor, targets: torch.Tensor) -> Examples:
+    """Keep the scored positions alone where they are fewer than three quarters of a row."""
+    scored = targets != IGNORE
+    most = max(1, int(scored.sum(1).max()))
+    if most > 0.75 * targets.shape[1]:
+        return Examples(inputs, None, targets)
+    positions = scored.int().sort(dim=1, descending=True, stable=True).indices[:, :most]
+    return Examples(inputs, positions, targets.gather(1, positions))
+
+
+class Batches:
+    """An endless stream of full batches; a pass over the data visits its parts in order.
+
+    Each part is a stream of permutations, so every example is used once before any is used again, and a batch that
+    runs past the end of one permutation goes on into the next.
+    """
+
+    def __init__(self, parts: list[Examples], batch_size: int, seed: int):
+        self.parts, self.batch_size = parts, batch_size
+        self.generator = torch.Generator().manual_seed(seed)
+        self.rows = [torch.empty(0, dtype=torch.int64, device=part.inputs.device) for part in parts]
+        self.plan = [i for i, part in enumerate(parts) for _ in range(-(-len(part) // batch_size))]
+        self.taken = 0
+
+    @property
+    def per_epoch(self) -> int:
+        return len(self.plan)
+
+    def next(self) -> Examples:
+        i = self.plan[self.taken % len(self.plan)]
+        self.taken += 1
+        part = self.parts[i]
+        while len(self.rows[i]) < self.batch_size:
+            order = torch.randperm(len(part), generator=self.generator)
+            self.rows[i] = torch.cat([self.rows[i], order.to(part.inputs.device)])
+        rows, self.rows[i] = self.rows[i].split([self.batch_size, len(self.rows[i]) - self.batch_size])
+        return part.take(rows)

@@ -1,0 +1,120 @@
+"""Resolve and check a run before any work starts: all that is left open is filled in, all that is wrong is said."""
+
+import functools
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from mad import models, plugins, tasks
+from mad.config import Run
+from mad.registry import unknown
+from mad.training.schedule import SCHEDULES
+
+CHOICES = {
+    "optim.schedule": tuple(SCHEDULES),
+    "train.precision": ("auto", "fp32", "bf16"),
+    "train.score": ("accuracy", "macro_accuracy"),
+    "device": ("auto", "cpu", "cuda"),
+}
+
+
+def prepare(given: Run | Mapping[str, Any]) -> Run:
+    """The run with nothing left to choose: task options, expanded stack, sizes, precision and device.
+
+    It is built and its model is tried without memory. `prepare` of a prepared run is that run.
+
+    Raises:
+        ValueError: anything unknown or impossible; the message names it, what was expected and the nearest choice.
+    """
+    run = Run.of(given)
+    plugins.load(run.plugins)
+    _check_values(run)
+    options = dict(run.task)
+    if "name" not in options:
+        raise ValueError(f"a run needs a task; expected task to be one of: {', '.join(tasks.names())}")
+    task = tasks.build(options.pop("name"), **options)
+    run.task = {"name": run.task["name"], **task.options}
+
+    run.arch.stack = models.expand(run.arch.stack)
+    run.arch.name = run.arch.name or models.compact(run.arch.stack)
+    run.arch.max_length = run.arch.max_length or task.input_length
+    if run.arch.max_length < task.input_length:
+        raise ValueError(
+            f"arch.max_length={run.arch.max_length} is shorter than the {task.input_length} tokens of task "
+            f"{run.task['name']!r}; expected at least {task.input_length}"
+        )
+    train = run.train
+    train.num_train = train.num_train or task.num_train
+    train.num_test = train.num_test or task.num_test
+    run.device = _device(run.device)
+    if train.precision == "auto":
+        train.precision = "bf16" if run.device == "cuda" else "fp32"
+    _cost(json.dumps([run.to_dict()["arch"], task.vocab_size, task.head]))  # a model that cannot be built says so now
+    return run
+
+
+def build_task(run: Run) -> Any:
+    """The task of a prepared run."""
+    return tasks.build(run.task["name"], **{k: v for k, v in run.task.items() if k != "name"})
+
+
+def build_model(run: Run, task: Any) -> Any:
+    """The model of a prepared run, its weights drawn from torch's generator."""
+    return _model(run.to_dict()["arch"], task.vocab_size, task.head)
+
+
+def cost(run: Run, task: Any) -> models.Cost:
+    """The cost of a prepared run's model on one of the task's sequences."""
+    return _cost(json.dumps([run.to_dict()["arch"], task.vocab_size, task.head]), task.input_length)
+
+
+def _model(arch: dict[str, Any], vocab_size: int, head: str) -> Any:
+    options = {key: arch[key] for key in ("norm", "tied_embeddings", "embed_dropout", "positions")}
+    return models.build(arch["stack"], arch["dim"], vocab_size, arch["max_length"], head, **options)
+
+
+@functools.lru_cache(maxsize=1024)
+def _cost(spec: str, length: int = 1) -> models.Cost:
+    """Built on torch's meta device: shapes without memory. A sweep repeats few models over many points."""
+    arch, vocab_size, head = json.loads(spec)
+    with torch.device("meta"):
+        return models.cost(_model(arch, vocab_size, head), length)
+
+
+def _check_values(run: Run) -> None:
+    for key, choices in CHOICES.items():
+        section, _, name = key.rpartition(".")
+        value = getattr(getattr(run, section) if section else run, name)
+        if value not in choices:
+            raise unknown(key, value, choices)
+    optim, train = run.optim, run.train
+    for key, value, low in (
+        ("optim.weight_decay", optim.weight_decay, 0),
+        ("optim.min_lr", optim.min_lr, 0),
+        ("optim.warmup_steps", optim.warmup_steps, 0),
+        ("train.epochs", train.epochs, 1),
+        ("train.steps", train.steps, 1),
+        ("train.batch_size", train.batch_size, 1),
+        ("train.eval_every", train.eval_every, 1),
+        ("train.num_train", train.num_train, 1),
+        ("train.num_test", train.num_test, 1),
+        ("arch.dim", run.arch.dim, 1),
+        ("arch.max_length", run.arch.max_length, 1),
+        ("seed", run.seed, 0),
+    ):
+        if value is not None and not low <= value < math.inf:
+            raise ValueError(f"{key} must be at least {low} and finite, got {value}")
+    for key, value in (("optim.lr", optim.lr), ("optim.clip", optim.clip)):
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{key} must be above 0 and finite, got {value}")
+    if not 0 <= run.arch.embed_dropout < 1:
+        raise ValueError(f"arch.embed_dropout must be at least 0 and below 1, got {run.arch.embed_dropout}")
+
+
+def _device(device: str) -> str:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but torch sees no CUDA device here; expected device=cpu or device=auto")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
