@@ -48,7 +48,9 @@ class Layer(nn.Module):
     def check_length(self, x: torch.Tensor) -> None:
         """Raise for an x (B, T, dim) longer than the layer was built for."""
         if x.shape[1] > self.max_length:
-            raise ValueError(f"{type(self).__name__} was built for max_length={self.max_length}, got {x.shape[1]} tokens")
+            raise ValueError(
+                f"{type(self).__name__} was built for max_length={self.max_length}, got {x.shape[1]} tokens"
+            )
 
     def zeros(self, *shape: int) -> torch.Tensor:
         """Zeros where the parameters are and of their type, for `init_state`."""

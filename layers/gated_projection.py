@@ -36,7 +36,8 @@ class GatedProjection(nn.Module):
         batch, length, _ = x.shape
         z = torch.addmm(self.linear.bias.unsqueeze(-1), self.linear.weight, x.flatten(0, 1).t())  # (narrow, B T)
         z = z.view(self.narrow, batch, length).transpose(0, 1)
-        return kernels.short_conv(z, self.taps, self.bias).chunk(self.streams, dim=1)
+        y = kernels.short_conv(z, self.taps, self.bias).transpose(0, 1)  # (streams C, B, T): cut where it is contiguous
+        return tuple(stream.transpose(0, 1) for stream in y.chunk(self.streams))
 
     def step(self, x_t: torch.Tensor, past: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         """x_t (B, dim), past (B, narrow, K - 1) -> `streams` tensors (B, channels), and the next past."""

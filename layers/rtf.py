@@ -3,8 +3,8 @@
 Parnichkun et al. 2024 (arXiv 2405.06147). Per channel H(z) = h0 + (sum_n b_n z^-n) / (1 + sum_n a_n z^-n), n = 1..N:
 the taps of the convolution come from one FFT of the zero-padded coefficients, whatever N.
 
-The FFT samples H at the roots of unity, so its taps are those of the recurrence folded onto `length` (aliased). They are
-always taken at `max_length`, hence do not depend on the length of the sequence at hand; and the recurrence that has
+The FFT samples H at the roots of unity, so its taps are those of the recurrence folded onto `length` (aliased). They
+are always taken at `max_length`, hence do not depend on the length of the sequence at hand; and the recurrence that has
 exactly these taps has the same a, with b and h0 changed as in `recurrence`.
 """
 
@@ -116,9 +116,7 @@ class RTF(Layer):
         constraint: str = "none",
     ):
         super().__init__(dim, max_length)
-        self.filter = RationalFilter(
-            dim, max_length, d_state=d_state, num_a=num_a, init=init, constraint=constraint
-        )
+        self.filter = RationalFilter(dim, max_length, d_state=d_state, num_a=num_a, init=init, constraint=constraint)
         self.out = nn.Linear(dim, dim)
         self.frozen: tuple[torch.Tensor, ...] | None = None
 

@@ -20,7 +20,9 @@ def nearest(name: Any, choices: Iterable[str]) -> str:
 def unknown(noun: str, name: Any, choices: Iterable[str]) -> ValueError:
     """The error for a name that does not exist: the offender, the nearest choice, and all choices."""
     choices = sorted(choices)
-    return ValueError(f"unknown {noun} {name!r}{nearest(name, choices)}; expected one of: {', '.join(choices) or 'none'}")
+    return ValueError(
+        f"unknown {noun} {name!r}{nearest(name, choices)}; expected one of: {', '.join(choices) or 'none'}"
+    )
 
 
 class Registry:

@@ -46,13 +46,29 @@ def by_fft(u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
 
 
 def toeplitz(k: torch.Tensor, length: int) -> torch.Tensor:
-    """k (H, K <= L) -> (H, L, L) with [s, t] = k[t - s], zero where t < s: a row vector times it is the convolution.
+    """k (H, K <= L) -> (H, L, L) with [s, t] = k[t - s], zero where t < s: a row vector times it is the convolution."""
+    return _Toeplitz.apply(k, length)
 
-    The padded filter, written row after row and read with rows one shorter, moves right by one each row.
-    """
-    padded = F.pad(k, (length, length + 1 - k.shape[-1]))  # (H, 2L + 1): L zeros, the taps, zeros
-    rows = padded.unsqueeze(1).expand(-1, length, -1).flatten(1)  # (H, L * (2L + 1))
-    return rows[:, : 2 * length * length].unflatten(1, (length, 2 * length))[:, :, length:]
+
+class _Toeplitz(torch.autograd.Function):
+    """In rows of 2L elements, stepping 2L + 1 from row to row walks along the diagonals: one copy fills them all."""
+
+    @staticmethod
+    def forward(ctx, k: torch.Tensor, length: int) -> torch.Tensor:
+        ctx.taps = k.shape[-1]
+        rows = k.new_zeros(k.shape[0], length, 2 * length)  # the right half takes what runs over the edge
+        _diagonals(rows, ctx.taps).copy_(k.unsqueeze(1).expand(-1, length, -1))
+        return rows[:, :, :length]
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        return _diagonals(F.pad(grad, (0, grad.shape[1])), ctx.taps).sum(1), None
+
+
+def _diagonals(rows: torch.Tensor, taps: int) -> torch.Tensor:
+    """A view (H, L, taps) of contiguous rows (H, L, 2L): [s, j] is the element in row s, column s + j."""
+    channels, length, width = rows.shape
+    return rows.as_strided((channels, length, taps), (length * width, width + 1, 1))
 
 
 def friendly_length(n: int) -> int:

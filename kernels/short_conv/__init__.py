@@ -39,7 +39,5 @@ def short_conv(
         raise unknown("activation", activation, ACTIVATIONS)
     if u.dim() != 3 or w.dim() != 2 or w.shape[0] % u.shape[1]:
         raise ValueError(f"expected u (B, H, L) and w (r H, K), got {tuple(u.shape)} and {tuple(w.shape)}")
-    y = reference.short_conv(u, w.to(u.dtype))
-    if bias is not None:
-        y = y + bias.to(u.dtype).unsqueeze(-1)
+    y = reference.short_conv(u, w.to(u.dtype), None if bias is None else bias.to(u.dtype))
     return y if activation is None else ACTIVATIONS[activation](y)

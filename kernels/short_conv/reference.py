@@ -9,20 +9,22 @@ import torch
 import torch.nn.functional as F
 
 
-def short_conv(u: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """u (B, H, L), w (r H, K) -> (B, r H, L); channel c reads input c // r."""
+def short_conv(u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """u (B, H, L), w (r H, K), bias (r H,) -> (B, r H, L); channel c reads input c // r."""
+    if bias is None:
+        bias = w.new_zeros(w.shape[0])
     if w.shape[0] == u.shape[1]:
-        return _ShiftedSum.apply(u, w)
-    return by_product(u, w)
+        return _ShiftedSum.apply(u, w, bias)
+    return by_product(u, w, bias)
 
 
-def by_product(u: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+def by_product(u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """The r outputs of an input are (r, K) weights times its K shifted copies (K, B L)."""
     batch, channels, length = u.shape
     width = w.shape[-1]
     padded = F.pad(u.transpose(0, 1), (width - 1, 0))  # (H, B, L + K - 1)
     copies = torch.stack([padded[..., j : j + length] for j in range(width)], dim=1)  # (H, K, B, L)
-    y = torch.bmm(w.view(channels, -1, width), copies.flatten(2))  # (H, r, B L)
+    y = torch.baddbmm(bias.view(channels, -1, 1), w.view(channels, -1, width), copies.flatten(2))  # (H, r, B L)
     return y.view(w.shape[0], batch, length).transpose(0, 1)
 
 
@@ -30,10 +32,10 @@ class _ShiftedSum(torch.autograd.Function):
     """One multiply-add a tap, in place: autograd over the shifted slices would copy the activations at each."""
 
     @staticmethod
-    def forward(ctx, u: torch.Tensor, w: torch.Tensor) -> torch.Tensor:  # (B, H, L), (H, K)
+    def forward(ctx, u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:  # (B, H, L), (H, K), (H,)
         ctx.save_for_backward(u, w)
         taps = w.flip(-1).unsqueeze(-1)  # (H, K, 1): tap j multiplies the token j steps back
-        y = u * taps[:, 0]
+        y = torch.addcmul(bias.unsqueeze(-1), u, taps[:, 0])
         for j in range(1, min(w.shape[-1], u.shape[-1])):
             y[..., j:].addcmul_(u[..., :-j], taps[:, j])
         return y
@@ -49,4 +51,4 @@ class _ShiftedSum(torch.autograd.Function):
             if j:
                 du[..., :-j].addcmul_(dy[..., j:], taps[:, j])
             dw[:, -1 - j] = (dy[..., j:] * u[..., : length - j]).sum((0, 2))
-        return du, dw
+        return du, dw, dy.sum((0, 2))

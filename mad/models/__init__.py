@@ -1,8 +1,8 @@
 """Hybrid stacks from layer names.
 
-    m = models.build(stack=["hyena-swiglu*2"], dim=128, vocab_size=16, max_length=128, head="lm")
-    logits = m(tokens)                      # (B, T) -> (B, T, V)
-    models.cost(m, length=128)              # parameters, forward FLOPs, state size of one sequence
+m = models.build(stack=["hyena-swiglu*2"], dim=128, vocab_size=16, max_length=128, head="lm")
+logits = m(tokens)                      # (B, T) -> (B, T, V)
+models.cost(m, length=128)              # parameters, forward FLOPs, state size of one sequence
 """
 
 from mad.models.build import build

@@ -1,7 +1,7 @@
 """One run -> one record.
 
-    record = training.train({"task": "mqar", "arch": {"stack": ["base_conv", "attention"], "dim": 64}})
-    record.metrics["accuracy"]
+record = training.train({"task": "mqar", "arch": {"stack": ["base_conv", "attention"], "dim": 64}})
+record.metrics["accuracy"]
 """
 
 from mad.training.loop import train

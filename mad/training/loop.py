@@ -52,10 +52,10 @@ def _steps(run: Run, on_progress: Progress | None) -> Generator[None, None, Reco
     """Queue the run's updates one by one; returns the record."""
     began, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     task, settings = build_task(run), run.train
-    batches = data.Batches(
-        data.load(task, settings.num_train, run.seed, "train", run.device), settings.batch_size, run.seed
-    )
-    test = data.load(task, settings.num_test, run.seed, "test", run.device)
+    num_train, num_test = settings.num_train or task.num_train, settings.num_test or task.num_test
+    train_parts = data.load(task, num_train, run.seed, "train", run.device)
+    batches = data.Batches(train_parts, settings.batch_size, run.seed)
+    test = data.load(task, num_test, run.seed, "test", run.device)
     model = build_model(run, task).to(run.device)
     update = Update(run, model)
     steps = settings.steps or settings.epochs * batches.per_epoch
@@ -86,7 +86,7 @@ def _steps(run: Run, on_progress: Progress | None) -> Generator[None, None, Reco
 
     metrics = _final(curve, status)
     if status == "ok" and "valid" in task.splits:
-        valid = measure(data.load(task, settings.num_test, run.seed, "valid", run.device))
+        valid = measure(data.load(task, num_test, run.seed, "valid", run.device))
         metrics |= {f"valid_{name}": valid[name] for name in ("accuracy", "macro_accuracy")}
     return Record(
         run_id=run.id,

@@ -1,0 +1,1 @@
+"""Benchmarks that are commands: python -m mad.bench data | step."""

@@ -1,0 +1,145 @@
+"""What goes on during a sweep: a live display in a terminal, one plain line per finished run elsewhere."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from mad.config import Run
+from mad.engine.base import Event
+from mad.records import STATUSES, Record
+
+STYLES = {"ok": "green", "diverged": "yellow", "failed": "red"}
+
+
+class Display:
+    """Shows nothing; the displays below show what they are told."""
+
+    def __enter__(self) -> "Display":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+    def begin(self, total: int, there: int) -> None:
+        """`total` runs are to come, `there` have a result already."""
+
+    def on_event(self, event: Event) -> None:
+        """A run has started or tells how far it is."""
+
+    def on_record(self, record: Record) -> None:
+        """A run has finished."""
+
+
+def display(console: Console | None = None) -> Display:
+    """The display that fits where standard output goes."""
+    console = console or Console()
+    return Lively(console) if console.is_terminal else Plain(lambda line: print(line, file=console.file, flush=True))
+
+
+class Plain(Display):
+    """One line per finished run."""
+
+    def __init__(self, write: Callable[[str], None]):
+        self.write = write
+        self.total = self.finished = 0
+
+    def begin(self, total: int, there: int) -> None:
+        self.total = total
+        if there:
+            self.write(f"{there} runs have a result already")
+
+    def on_record(self, record: Record) -> None:
+        self.finished += 1
+        width = len(str(self.total))
+        self.write(f"[{self.finished:{width}}/{self.total}] {record.status:8}  {describe(record)}")
+
+
+class Lively(Display):
+    """One line per worker; below them a bar over all runs, with the time that is left and the counts."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic):
+        self.console, self.clock = console, clock
+        self.live = Live(get_renderable=self.render, console=console, refresh_per_second=4, transient=True)
+        self.workers: dict[int, Event] = {}
+        self.counts = dict.fromkeys(STATUSES, 0)
+        self.total, self.began = 0, clock()
+
+    def __enter__(self) -> "Display":
+        self.began = self.clock()
+        self.live.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.live.stop()
+
+    def begin(self, total: int, there: int) -> None:
+        self.total = total
+        if there:
+            self.console.print(f"{there} runs have a result already")
+
+    def on_event(self, event: Event) -> None:
+        self.workers[event.worker] = event
+
+    def on_record(self, record: Record) -> None:
+        self.counts[record.status] += 1
+        if record.status == "failed":
+            self.console.print(Text(f"failed  {describe(record)}", style=STYLES["failed"]))
+
+    def render(self) -> Group:
+        lines = Table.grid(padding=(0, 2))
+        for worker, event in sorted(self.workers.items()):
+            lines.add_row(Text(str(worker), style="dim"), label(event.run), *_progress(event.progress))
+        finished = sum(self.counts.values())
+        total = Table.grid(padding=(0, 2))
+        counts = [Text(f"{count} {name}", style=STYLES[name]) for name, count in self.counts.items() if count]
+        bar = ProgressBar(total=max(1, self.total), completed=finished, width=30)
+        total.add_row(bar, f"{finished}/{self.total}", self._left(finished), *counts)
+        return Group(lines, total)
+
+    def _left(self, finished: int) -> str:
+        """The time that is left if the runs to come take as long as those before; those under way count in part."""
+        under_way = sum(_share(event.progress) for event in self.workers.values()) if finished < self.total else 0
+        done = min(finished + under_way, self.total)
+        elapsed = self.clock() - self.began
+        left = f", {duration(elapsed * (self.total - done) / done)} left" if done else ""
+        return duration(elapsed) + left
+
+
+def label(run: Run) -> str:
+    """'hyena-swiglu*2 · mqar · lr 0.0005'."""
+    return f"{run.arch.name or run.arch.stack} · {run.task.get('name')} · lr {run.optim.lr:g}"
+
+
+def describe(record: Record) -> str:
+    """A finished run in one line: what it was, and its accuracy or its error."""
+    parts = [label(Run.of(record.config))]
+    if record.status == "failed":
+        return " · ".join([*parts, record.last_error or "no reason given"])
+    if "accuracy" in record.metrics:
+        parts.append(f"accuracy {record.metrics['accuracy']:.3f}")
+    return " · ".join([*parts, f"{record.steps} steps", f"{record.seconds:.1f} s"])
+
+
+def duration(seconds: float) -> str:
+    """'42 s', '3:07 min', '2:15 h'."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60}:{whole % 60:02} min" if whole < 3600 else f"{whole // 3600}:{whole % 3600 // 60:02} h"
+
+
+def _progress(progress: dict[str, Any] | None) -> tuple[str, str]:
+    if progress is None:
+        return "starting", ""
+    accuracy = progress.get("accuracy")
+    return f"step {progress['step']}/{progress['steps']}", "" if accuracy is None else f"accuracy {accuracy:.3f}"
+
+
+def _share(progress: dict[str, Any] | None) -> float:
+    return progress["step"] / progress["steps"] if progress else 0.0

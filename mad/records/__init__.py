@@ -1,0 +1,12 @@
+"""What runs leave behind, and where it is kept.
+
+store = Store("results/mine")
+store.write(record)
+store.table()                           # a data frame, one row a run
+"""
+
+from mad.records.record import DONE, SCHEMA, STATUSES, Record
+from mad.records.store import Store
+from mad.records.table import table, write_csv
+
+__all__ = ["DONE", "SCHEMA", "STATUSES", "Record", "Store", "table", "write_csv"]

@@ -1,0 +1,56 @@
+"""Files written in one piece, and JSON that holds every float.
+
+JSON has no NaN: a float that is not finite is written as the string "NaN", "Infinity" or "-Infinity" and read back as
+the float, as the JSON form of protocol buffers does it.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def replace(path: Path, text: str) -> None:
+    """Write `text` to `path` in one piece: a reader sees the old content or the new."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def dumps(value: Any) -> str:
+    """Standard JSON, also of floats that are not finite."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(_name_non_finite(value), allow_nan=False)
+
+
+def loads(text: str) -> Any:
+    """What `dumps` wrote."""
+    value = json.loads(text)
+    return _restore_non_finite(value) if any(f'"{name}"' in text for name in NON_FINITE) else value
+
+
+def _name_non_finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _name_non_finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_name_non_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    return value
+
+
+def _restore_non_finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _restore_non_finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_restore_non_finite(item) for item in value]
+    return NON_FINITE.get(value, value) if isinstance(value, str) else value

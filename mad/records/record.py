@@ -1,0 +1,67 @@
+"""What a run leaves behind: one Record."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from mad.registry import unknown
+
+SCHEMA = 1  # of a record and of a store; another number is another layout
+STATUSES = ("ok", "diverged", "failed")
+DONE = ("ok", "diverged")  # not run again: a divergence is a result; a failure may be the machine's
+
+
+@dataclass
+class Record:
+    """One run's outcome. Written for every run that was started, whatever became of it."""
+
+    run_id: str
+    status: str  # ok | diverged | failed
+    config: dict[str, Any]  # Run.to_dict() of the resolved run
+    metrics: dict[str, float] = field(default_factory=dict)
+    # final numbers: accuracy, macro_accuracy, loss (test), valid_accuracy, valid_macro_accuracy, train_loss,
+    # best_accuracy (over all evaluations)
+    curve: list[dict[str, float]] = field(default_factory=list)
+    # at most 50 points: step, train_loss, loss, accuracy, macro_accuracy
+    cost: dict[str, int] = field(default_factory=dict)  # params, flops (forward, one sequence), state_size
+    steps: int = 0  # taken
+    seconds: float = 0.0
+    error: str | None = None  # the traceback of a failed run
+    sweep: str | None = None
+    started: str | None = None  # UTC, ISO 8601
+    device: str | None = None  # "cpu" or the GPU's name
+    git_commit: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)  # mad, torch, python
+    schema: int = SCHEMA
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, given: dict[str, Any]) -> "Record":
+        """The record `to_dict` gave.
+
+        Raises:
+            ValueError: a field is missing, unknown or of another type, or the status is none of STATUSES.
+        """
+        if not isinstance(given, dict):
+            raise ValueError(f"a record is a JSON object, got {type(given).__name__}")
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        for key in given:
+            if key not in fields:
+                raise unknown("record field", key, fields)
+        for key in ("run_id", "status", "config"):
+            if key not in given:
+                raise ValueError(f"a record needs the field {key!r}; it has: {', '.join(given) or 'none'}")
+        for key, kind in (("config", dict), ("metrics", dict), ("curve", list), ("cost", dict), ("versions", dict)):
+            if not isinstance(given.get(key, kind()), kind):
+                raise ValueError(f"record field {key!r} must be a {kind.__name__}, got {given[key]!r}")
+        if given["status"] not in STATUSES:
+            raise unknown("status", given["status"], STATUSES)
+        return cls(**given)
+
+    @property
+    def last_error(self) -> str | None:
+        """The last line of the traceback: what went wrong, without where."""
+        lines = (self.error or "").strip().splitlines()
+        return lines[-1].strip() if lines else None

@@ -1,0 +1,138 @@
+"""A sweep's folder of records.
+
+The files are the truth; `results.csv` is derived from them, and a run is done when its file says so. A record is
+written to a temporary file and renamed, so a reader sees a whole record or none, and a process that is killed costs
+at most its own unfinished runs.
+
+    results/<sweep>/store.json            schema version and sweep name
+    results/<sweep>/runs/<run id>.json    one record each
+    results/<sweep>/results.csv           one row a run, failed and diverged ones too
+"""
+
+import contextlib
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mad.records.files import dumps, loads, replace
+from mad.records.record import DONE, SCHEMA, Record
+from mad.records.table import table, write_csv
+
+if TYPE_CHECKING:
+    import pandas
+
+log = logging.getLogger(__name__)
+
+
+class Store:
+    """A sweep's folder of records. Nothing is made until the first record is written.
+
+    Nothing is cached either: several processes, on several machines, may write to one folder.
+
+    Args:
+        folder: `results/<sweep>`.
+        sweep: the sweep's name, None: what the store says, or the folder's name.
+
+    Raises:
+        ValueError: the folder is a file, or was written with another schema version.
+    """
+
+    def __init__(self, folder: str | Path, sweep: str | None = None):
+        self.folder = Path(folder)
+        self.runs = self.folder / "runs"
+        self.corrupt: list[Path] = []  # records that could not be read and were set aside
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"results folder {str(folder)!r} is a file; expected a folder, or a name not yet taken")
+        about = self._about()
+        self.sweep = sweep or about.get("sweep") or self.folder.resolve().name
+        self._about_written, self._made = bool(about), False
+
+    def write(self, record: Record) -> None:
+        """Write one record, in place of an earlier one of the same run."""
+        if not self._made:
+            self.runs.mkdir(parents=True, exist_ok=True)
+            if not self._about_written:
+                replace(self.folder / "store.json", dumps({"schema": SCHEMA, "sweep": self.sweep}))
+            self._made = True
+        replace(self.runs / f"{record.run_id}.json", dumps(record.to_dict()))
+
+    def read(self, run_id: str) -> Record | None:
+        """The record of a run; None if there is none, or none that can be read: that one is set aside.
+
+        Raises:
+            ValueError: the record was written with another schema version.
+        """
+        path = self.runs / f"{run_id}.json"
+        try:
+            given = loads(path.read_text(encoding="utf-8"))
+            if isinstance(given, dict):
+                _check_schema(path, given.get("schema", SCHEMA))
+            record = Record.from_dict(given)
+            if record.run_id != run_id:
+                raise ValueError(f"it is the record of run {record.run_id!r}")
+        except FileNotFoundError:
+            return None
+        except OtherSchema:
+            raise
+        except ValueError as error:  # not UTF-8, not JSON, or not a record
+            aside = path.with_name(path.name + ".corrupt")
+            log.warning("%s cannot be read (%s); set aside as %s, the run counts as not done", path, error, aside.name)
+            with contextlib.suppress(FileNotFoundError):  # another reader was faster
+                os.replace(path, aside)
+            self.corrupt.append(aside)
+            return None
+        return record
+
+    def records(self) -> list[Record]:
+        """All records that can be read, by architecture, task and optimiser."""
+        found = (self.read(path.stem) for path in self.runs.glob("*.json"))
+        return sorted((record for record in found if record is not None), key=_order)
+
+    def done(self, run_id: str) -> bool:
+        """Whether there is a result, so that the run need not run again; a failed run has none."""
+        record = self.read(run_id)
+        return record is not None and record.status in DONE
+
+    def table(self) -> "pandas.DataFrame":
+        """One row a run; see `mad.records.table`."""
+        return table(self.records())
+
+    def write_csv(self) -> Path:
+        """Write `results.csv` afresh from the records."""
+        path = self.folder / "results.csv"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_csv(self.records(), path)
+        return path
+
+    def _about(self) -> dict[str, Any]:
+        path = self.folder / "store.json"
+        try:
+            about = loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON ({error}); remove it, and it is written afresh") from error
+        if not isinstance(about, dict) or "schema" not in about:
+            raise ValueError(f"{path} has no 'schema'; it was not written by mad, choose another results folder")
+        _check_schema(path, about["schema"])
+        return about
+
+
+class OtherSchema(ValueError):
+    """Written by another version of mad: kept as it is, for that version to read."""
+
+
+def _check_schema(path: Path, schema: Any) -> None:
+    if schema != SCHEMA:
+        raise OtherSchema(
+            f"{path} was written with schema {schema!r}, this mad reads and writes schema {SCHEMA}; choose another "
+            "results folder (results_dir=...), move this one away, or use the mad that wrote it"
+        )
+
+
+def _order(record: Record) -> tuple:
+    """By what was run, so that the order of rows does not tell when they ran."""
+    arch, task, optim = (record.config.get(key) or {} for key in ("arch", "task", "optim"))
+    names = (str(arch.get("name")), dumps(arch), str(task.get("name")), dumps(task))
+    return *names, *(float(optim.get(key) or 0) for key in ("lr", "weight_decay")), record.run_id

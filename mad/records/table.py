@@ -1,0 +1,80 @@
+"""Records as a table: one row a run, for pandas and as CSV.
+
+A dotted column (`task.vocab_size`, `train.epochs`) is the config key as it is typed on the command line; `lr`,
+`weight_decay` and `seed`, which every reader asks for, stand plain.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mad.records.files import dumps, replace
+from mad.records.record import Record
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def table(records: Iterable[Record]) -> "pandas.DataFrame":
+    """The rows of `records` as a data frame; a run that lacks a column's value has NaN there."""
+    import pandas  # half a second that a worker need not pay
+
+    columns, rows = _rows(records)
+    return pandas.DataFrame(rows, columns=columns)
+
+
+def write_csv(records: Iterable[Record], path: Path) -> None:
+    """The rows of `records` as CSV, written in one piece; None and NaN are empty, infinity is `inf`."""
+    columns, rows = _rows(records)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        cells = (row.get(column) for column in columns)
+        writer.writerow("" if isinstance(cell, float) and math.isnan(cell) else cell for cell in cells)
+    replace(path, text.getvalue())
+
+
+def _rows(records: Iterable[Record]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Columns and rows. Columns that only some rows have (task options) still stand beside their like."""
+    parts = [_parts(record) for record in records]
+    columns = list(dict.fromkeys(key for group in zip(*parts, strict=True) for part in group for key in part))
+    return columns, [{key: value for part in row for key, value in part.items()} for row in parts]
+
+
+def _parts(record: Record) -> list[dict[str, Any]]:
+    """A record's row, in groups of columns."""
+    arch, task, optim, train = (dict(record.config.get(key) or {}) for key in ("arch", "task", "optim", "train"))
+    stack = _stack_text(arch.pop("stack", None))
+    return [
+        {"run_id": record.run_id, "sweep": record.sweep, "status": record.status},
+        {"arch": arch.pop("name", None) or stack, "stack": stack, "task": task.pop("name", None)},
+        {f"task.{key}": _text(value) for key, value in task.items()},
+        {"lr": optim.pop("lr", None), "weight_decay": optim.pop("weight_decay", None)},
+        {"seed": record.config.get("seed")},
+        dict(record.metrics),
+        {key: record.cost.get(key) for key in ("params", "flops", "state_size")},
+        {"steps": record.steps, "seconds": record.seconds},
+        {
+            f"{name}.{key}": _text(value)
+            for name, section in (("arch", arch), ("optim", optim), ("train", train))
+            for key, value in section.items()
+        },
+        {"plugins": _text(record.config.get("plugins") or None), "device": record.device},
+        {f"versions.{key}": value for key, value in record.versions.items()},
+        {"git_commit": record.git_commit, "started": record.started, "error": record.last_error},
+    ]
+
+
+def _text(value: Any) -> Any:
+    """A cell: lists and mappings as JSON."""
+    return dumps(value) if isinstance(value, (list, tuple, dict)) else value
+
+
+def _stack_text(stack: Any) -> Any:
+    """A stack as `arch.stack=` takes it: names joined by '-', JSON where a layer has options."""
+    plain = isinstance(stack, (list, tuple)) and stack and all(isinstance(spec, str) for spec in stack)
+    return "-".join(stack) if plain else _text(stack)

@@ -1,0 +1,92 @@
+"""Models around a stack: shapes, what a head may see, costs, and that nothing re-initialises a layer."""
+
+import pytest
+import torch
+
+import layers
+from mad import models
+
+
+def test_language_model_is_causal():
+    torch.manual_seed(0)
+    m = models.build(["base_conv", "attention|hyena", "swiglu"], 32, 11, 20)
+    tokens = torch.randint(0, 11, (2, 20))
+    logits = m(tokens)
+    assert logits.shape == (2, 20, 11)
+    changed = tokens.clone()
+    changed[:, 12:] = (changed[:, 12:] + 1) % 11
+    assert torch.equal(m(changed)[:, :12], logits[:, :12])
+    assert not torch.allclose(m(changed)[:, 12:], logits[:, 12:])
+
+
+def test_logits_at_some_positions_are_those_of_all():
+    torch.manual_seed(0)
+    for head in ("lm", "autoencoder"):
+        m = models.build("hyena-swiglu", 32, 11, 20, head).double()
+        tokens = torch.randint(0, 11, (3, 17))
+        positions = torch.tensor([[3, 16], [0, 1], [5, 5]])
+        want = m(tokens).gather(1, positions.unsqueeze(-1).expand(-1, -1, 11))
+        assert torch.allclose(m(tokens, positions), want, atol=1e-12)
+
+
+def test_auto_encoder_decodes_the_last_vector_alone():
+    """Two inputs whose encodings agree in the last position decode alike everywhere, and positions differ."""
+    torch.manual_seed(0)
+    m = models.build("mlp", 32, 11, 20, "autoencoder")  # no mixing: the last vector is the last token's
+    a, b = torch.randint(0, 11, (2, 1, 20))
+    b[:, -1] = a[:, -1]
+    assert torch.equal(m(a), m(b))
+    assert m(a)[0].std(0).max() > 1e-4
+
+
+def test_a_layer_that_looks_ahead_fits_the_auto_encoder_only():
+    stack = [{"name": "monarch_mixer", "causal": False}]
+    with pytest.raises(ValueError, match="MonarchMixer looks ahead"):
+        models.build(stack, 32, 11, 20)
+    assert models.build(stack, 32, 11, 20, "autoencoder")(torch.zeros(1, 20, dtype=torch.int64)).shape == (1, 20, 11)
+
+
+def test_a_model_keeps_what_a_layer_initialised():
+    torch.manual_seed(0)
+    m = models.build([{"name": "rtf", "init": "zeros"}], 32, 11, 20, "autoencoder")
+    rtf = m.stack.layers[0]
+    assert not rtf.filter.a.any() and rtf.filter.h0.any()
+    attention = models.build("attention", 32, 11, 20).stack.layers[0]
+    assert attention.out.bias.any()
+
+
+def test_recurrent_stack_equals_the_parallel_one():
+    torch.manual_seed(0)
+    stack = models.build(["base_conv", "attention|rtf", "moe"], 32, 11, 9).stack.double()
+    x = torch.randn(2, 9, 32, dtype=torch.float64)
+    want, state = stack(x), stack.init_state(2)
+    for t in range(9):
+        y, state = stack.step(x[:, t], state)
+        assert torch.allclose(y, want[:, t], atol=1e-10)
+
+
+def test_cost_adds_up():
+    m = models.build("attention-swiglu*2", 128, 16, 128)
+    got = models.cost(m, 100)
+    parts = [layers.build(name, 128, 128) for name in ("attention", "swiglu")]
+    assert got.flops == 2 * sum(p.flops(100) for p in parts) + 2 * 100 * 128 * 16
+    assert got.state_size == 2 * 2 * 128 * 100
+    weights = 2 * sum(p.numel() for layer in parts for p in layer.parameters())
+    assert got.params == weights + 2 * 16 * 128 + 5 * 128
+    tied = models.build("attention-swiglu*2", 128, 16, 128, tied_embeddings=True)
+    assert got.params - models.cost(tied, 100).params == 16 * 128
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"stack": "hyenna"}, "unknown layer 'hyenna' .did you mean 'hyena'"),
+        ({"stack": [{"name": "moe", "topk": 1}]}, "unknown option of layer 'moe': 'topk' .did you mean 'top_k'"),
+        ({"stack": [{"name": "mh_attention", "num_heads": 5}]}, "does not divide dim=32; the nearest that does is 4"),
+        ({"head": "lmm"}, "unknown head 'lmm' .did you mean 'lm'"),
+        ({"norm": "rmss"}, "unknown norm 'rmss' .did you mean 'rms'"),
+    ],
+)
+def test_bad_models(change, message):
+    with pytest.raises(ValueError, match=message):
+        models.build(**({"stack": "hyena", "dim": 32, "vocab_size": 11, "max_length": 20} | change))
