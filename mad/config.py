@@ -11,10 +11,10 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import UnionType
 from typing import Any
 
+from mad import plugins
 from mad.registry import unknown
 
 
@@ -99,7 +99,7 @@ class Run:
         """
         decides = self.to_dict()
         del decides["device"]
-        decides["plugins"] = sorted(hashlib.sha256(Path(p).read_bytes()).hexdigest() for p in self.plugins)
+        decides["plugins"] = plugins.digests(self.plugins)
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 

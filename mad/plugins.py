@@ -7,6 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
+_loaded: dict[str, str] = {}  # module name -> digest of the text that ran
+
+
+def digests(paths: Iterable[str]) -> list[str]:
+    """A hash of each file's text, sorted: what plugins contribute to a run's identity."""
+    return sorted(hashlib.sha256(_file(path).read_bytes()).hexdigest() for path in paths)
+
+
 def load(paths: Iterable[str]) -> None:
     """Run each file once in this process; a file that changed runs again.
 
@@ -14,12 +22,10 @@ def load(paths: Iterable[str]) -> None:
         ValueError: a file does not exist or does not run; the message names it and the cause.
     """
     for path in paths:
-        file = Path(path)
-        if not file.is_file():
-            raise ValueError(f"plugin {path!r} is not a file (looked in {Path.cwd()})")
-        digest = hashlib.sha256(str(file.resolve()).encode() + file.read_bytes()).hexdigest()[:12]
-        name = f"mad_plugin_{file.stem}_{digest}"
-        if name in sys.modules:
+        file = _file(path).resolve()
+        name = f"mad_plugin_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+        (digest,) = digests([path])
+        if _loaded.get(name) == digest:
             continue
         spec = importlib.util.spec_from_file_location(name, file)
         if spec is None or spec.loader is None:
@@ -31,3 +37,10 @@ def load(paths: Iterable[str]) -> None:
         except Exception as error:
             del sys.modules[name]
             raise ValueError(f"plugin {path!r} failed to load: {type(error).__name__}: {error}") from error
+        _loaded[name] = digest
+
+
+def _file(path: str) -> Path:
+    if not Path(path).is_file():
+        raise ValueError(f"plugin {path!r} is not a file (looked in {Path.cwd()})")
+    return Path(path)

@@ -5,7 +5,7 @@ An engine knows nothing of stores, and a run that fails is a record like any oth
 
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -40,7 +40,7 @@ class Engine:
     def __init__(self, work: Work | None = None):
         self.work = work
 
-    def run(self, runs: list[Run], *, on_event: Callable[[Event], None] | None = None) -> Iterator[Record]:
+    def run(self, runs: list[Run], *, on_event: Callable[[Event], None] | None = None) -> Generator[Record, None, None]:
         """Yield each run's record when it finishes, in whatever order.
 
         An exception in a run gives a record with status "failed" and the traceback. Leaving the iteration early, by

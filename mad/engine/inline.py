@@ -1,6 +1,6 @@
 """One run after the other, in this process: for a debugger, a notebook, or a single run."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 from mad.config import Run
 from mad.engine.base import Engine, Event, attempt, registry
@@ -11,7 +11,7 @@ from mad.records import Record
 class Inline(Engine):
     """One run after the other, in this process."""
 
-    def run(self, runs: list[Run], *, on_event: Callable[[Event], None] | None = None) -> Iterator[Record]:
+    def run(self, runs: list[Run], *, on_event: Callable[[Event], None] | None = None) -> Generator[Record, None, None]:
         tell = on_event or (lambda event: None)
         for run in runs:
             tell(Event(0, run))

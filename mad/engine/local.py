@@ -9,7 +9,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -38,7 +38,7 @@ class Local(Engine):
             raise ValueError(f"engine.workers must be a whole number of at least 1, or null for all, got {workers!r}")
         self.workers = workers
 
-    def run(self, runs: list[Run], *, on_event: Callable[[Event], None] | None = None) -> Iterator[Record]:
+    def run(self, runs: list[Run], *, on_event: Callable[[Event], None] | None = None) -> Generator[Record, None, None]:
         tell = on_event or (lambda event: None)
         pending = list(reversed(runs))
         devices = cuda_devices() if any(run.device == "cuda" for run in runs) else []

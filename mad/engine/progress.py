@@ -65,10 +65,10 @@ class Lively(Display):
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic):
         self.console, self.clock = console, clock
-        self.live = Live(get_renderable=self.render, console=console, refresh_per_second=4, transient=True)
-        self.workers: dict[int, Event] = {}
-        self.counts = dict.fromkeys(STATUSES, 0)
+        self.workers: dict[int, Event] = {}  # never changed in place: another thread draws it
+        self.counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
         self.total, self.began = 0, clock()
+        self.live = Live(get_renderable=self.render, console=console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> "Display":
         self.began = self.clock()
@@ -84,10 +84,11 @@ class Lively(Display):
             self.console.print(f"{there} runs have a result already")
 
     def on_event(self, event: Event) -> None:
-        self.workers[event.worker] = event
+        self.workers = self.workers | {event.worker: event}
 
     def on_record(self, record: Record) -> None:
         self.counts[record.status] += 1
+        self.workers = {worker: event for worker, event in self.workers.items() if event.run.id != record.run_id}
         if record.status == "failed":
             self.console.print(Text(f"failed  {describe(record)}", style=STYLES["failed"]))
 
@@ -104,8 +105,7 @@ class Lively(Display):
 
     def _left(self, finished: int) -> str:
         """The time that is left if the runs to come take as long as those before; those under way count in part."""
-        under_way = sum(_share(event.progress) for event in self.workers.values()) if finished < self.total else 0
-        done = min(finished + under_way, self.total)
+        done = finished + sum(_share(event.progress) for event in self.workers.values())
         elapsed = self.clock() - self.began
         left = f", {duration(elapsed * (self.total - done) / done)} left" if done else ""
         return duration(elapsed) + left

@@ -55,7 +55,7 @@ class Store:
             if not self._about_written:
                 replace(self.folder / "store.json", dumps({"schema": SCHEMA, "sweep": self.sweep}))
             self._made = True
-        replace(self.runs / f"{record.run_id}.json", dumps(record.to_dict()))
+        replace(self.runs / f"{record.run_id}.json", dumps(vars(record)))  # all of it plain: no need of a copy
 
     def read(self, run_id: str) -> Record | None:
         """The record of a run; None if there is none, or none that can be read: that one is set aside.

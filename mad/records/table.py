@@ -42,7 +42,8 @@ def _rows(records: Iterable[Record]) -> tuple[list[str], list[dict[str, Any]]]:
     """Columns and rows. Columns that only some rows have (task options) still stand beside their like."""
     parts = [_parts(record) for record in records]
     columns = list(dict.fromkeys(key for group in zip(*parts, strict=True) for part in group for key in part))
-    return columns, [{key: value for part in row for key, value in part.items()} for row in parts]
+    filled = ({key: value for part in row for key, value in part.items() if value is not None} for row in parts)
+    return columns, list(filled)
 
 
 def _parts(record: Record) -> list[dict[str, Any]]:

@@ -1,94 +1,122 @@
-"""What a task is: a generator of examples, the same on every machine for the same seed."""
+"""What a task is: a generator of examples that are the same for the same arguments, wherever it runs."""
 
-import zlib
+import hashlib
+import inspect
+import json
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from mad.registry import Registry, unknown
+from mad.memory import keep_freed_memory
+from mad.registry import unknown
 
 IGNORE = -100  # a target that carries no loss and no score
-SPLITS = ("train", "valid", "test")  # valid is drawn as test is, from a stream of its own
-
-registry = Registry("task")
+SPLITS = ("train", "valid", "test")
+CHUNK_TOKENS = 2**18  # generated at once: bounds memory, and decides the data, so it must not follow the machine
 
 
 class Examples(NamedTuple):
-    """inputs and targets, int64 (N, T)."""
+    """inputs and targets, int64 (N, T); a target of -100 carries no loss and no score."""
 
     inputs: torch.Tensor
     targets: torch.Tensor
 
 
 class Task:
-    """A subclass takes its options as keywords, sets `vocab_size` and `input_length`, and writes `generate`."""
+    """A synthetic task; a subclass draws sequences in `generate`, all of them at once.
 
-    name: str
-    vocab_size: int
-    input_length: int  # tokens a model sees
-    head = "lm"  # lm | autoencoder
+    The options are the keyword-only arguments of a subclass's `__init__`, each kept as an attribute of its name.
+    """
+
+    name = ""  # set where the task is registered
+    head = "lm"  # the model that it asks for: "lm" | "autoencoder"
+    num_train, num_test = 12_800, 1_280  # sequences, as the protocol has them
     splits: tuple[str, ...] = SPLITS
-    num_train, num_test = 12_800, 1_280  # the protocol's
-    chunk = 4096  # sequences generated at once: bounds memory, and is part of what the data are
 
-    def generate(self, rng: np.random.Generator, num: int, test: bool) -> tuple[np.ndarray, np.ndarray]:
-        """`num` sequences: inputs and targets, integer arrays (num, input_length)."""
-        raise NotImplementedError
+    def __init__(self, *, vocab_size: int, seq_len: int):
+        self.vocab_size, self.seq_len = vocab_size, seq_len
+
+    @property
+    def input_length(self) -> int:
+        """Tokens of one input, the T of its (longest) examples."""
+        return self.seq_len
 
     @property
     def options(self) -> dict[str, Any]:
-        """All options with their values."""
-        return {option: getattr(self, option) for option in registry.options(self.name)}
+        """All options and their values, plain: `build(task.name, **task.options)` is this task again."""
+        return {name: getattr(self, name) for name in self._defaults()}
 
-    def parts(self, split: str) -> "list[tuple[Task, int | None]]":
-        """Tasks of one length each and their numbers of examples (None: all); most tasks are their only part."""
-        check_split(split, self.splits)
-        return [(self, None)]
+    def generate(self, rng: np.random.Generator, num: int, train: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets, integers (num, input_length). Targets of training may differ from those of a test."""
+        raise NotImplementedError
 
     def sample(self, num: int, seed: int = 0, split: str = "train") -> Examples:
-        """Generate examples.
+        """`num` examples of a split; the same arguments give the same examples.
 
-        Args:
-            num: how many sequences.
-            seed: any whole number of at least 0.
-            split: "train", "valid" or "test"; the three never share a random stream.
-
-        Returns:
-            Examples with inputs and targets (num, input_length).
+        The streams of seeds, splits, tasks and options are independent. "valid" is drawn as "test" is. NumPy may
+        change what a `Generator` draws between its releases, hence the pinned version.
 
         Raises:
-            ValueError: an unknown split, or num or seed out of range.
+            ValueError: a split the task does not have, `num` below 1, or a negative seed.
         """
-        check_split(split, self.splits)
-        check_at_least("num", num, 1)
-        check_at_least("seed", seed, 0)
+        self.check_request(num, seed, split)
+        keep_freed_memory()
+        rng = np.random.default_rng([seed, SPLITS.index(split), self._identity()])
         inputs = np.empty((num, self.input_length), dtype=np.int64)
         targets = np.empty_like(inputs)
-        for start in range(0, num, self.chunk):
-            rows = slice(start, min(start + self.chunk, num))
-            stream = [seed, SPLITS.index(split), zlib.crc32(self.name.encode()), start]
-            inputs[rows], targets[rows] = self.generate(
-                np.random.default_rng(stream), rows.stop - start, split != "train"
-            )
+        rows = max(1, CHUNK_TOKENS // self.input_length)
+        for start in range(0, num, rows):
+            chunk = slice(start, min(num, start + rows))
+            inputs[chunk], targets[chunk] = self.generate(rng, chunk.stop - start, split == "train")
         return Examples(torch.from_numpy(inputs), torch.from_numpy(targets))
 
+    def parts(self, split: str) -> list[tuple["Task", int | None]]:
+        """The tasks that a split consists of and their sequences, in the order of training; (self, None): but one."""
+        if split not in self.splits:
+            raise unknown(f"split of task {self.name!r}:", split, self.splits)
+        return [(self, None)]
 
-def check_split(split: str, splits: tuple[str, ...] = SPLITS) -> None:
-    if split not in splits:
-        raise unknown("split", split, splits)
+    def check_request(self, num: int, seed: int, split: str) -> None:
+        """Raise for arguments of `sample` that make no sense."""
+        if split not in self.splits:
+            raise unknown(f"split of task {self.name!r}:", split, self.splits)
+        at_least(1, num=num)
+        at_least(0, seed=seed)
+
+    @classmethod
+    def _defaults(cls) -> dict[str, Any]:
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    def _identity(self) -> int:
+        """A number for the name and the options that are not defaults, so that a new option changes no old data."""
+        defaults = self._defaults()
+        chosen = {key: value for key, value in self.options.items() if value != defaults[key]}
+        text = json.dumps([self.name, chosen], sort_keys=True)
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
 
-def check_at_least(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+def at_least(low: int, reason: str = "", **options: int) -> None:
+    """Raise for options that are not whole numbers of at least `low`: `at_least(3, "...", vocab_size=vocab_size)`."""
+    for name, value in options.items():
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < low:
+            because = f" ({reason})" if reason else ""
+            raise ValueError(f"{name}={value!r} must be a whole number of at least {low}{because}")
 
 
-def check_even(name: str, value: int) -> None:
+def number(low: float = -math.inf, high: float = math.inf, **options: float) -> None:
+    """Raise for options that are not finite numbers from `low` to `high`."""
+    for name, value in options.items():
+        if not isinstance(value, (int, float)) or not math.isfinite(value) or not low <= value <= high:
+            between = "" if math.isinf(low) else f" from {low} to {high}"
+            raise ValueError(f"{name}={value!r} must be a finite number{between}")
+
+
+def even(name: str, value: int) -> None:
+    """Raise for an odd number, naming its neighbours."""
     if value % 2:
-        raise ValueError(f"{name} must be even (pairs), got {value}; the nearest are {value - 1} and {value + 1}")
-
-
-def check_fraction(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be between 0 and 1, got {value}")
+        raise ValueError(
+            f"{name}={value} is odd, but it must hold whole pairs; the nearest are {value - 1}, {value + 1}"
+        )

@@ -1,72 +1,104 @@
-"""Data made elsewhere, in the layout of the published MAD benchmark: train/ and test/, each inputs.npy and targets.npy.
+"""Examples from disk, in the layout of the published benchmark: <path>/{train,test}/{inputs,targets}.npy."""
 
-Arrays are integers (N, T), -100 in the targets where nothing is scored.
-"""
-
+import functools
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from mad.tasks.base import IGNORE, Examples, Task, check_at_least, check_split, registry
+from mad import tasks
+from mad.registry import unknown
+from mad.tasks.base import IGNORE, Examples, Task, at_least
+
+HEADS = ("lm", "autoencoder")
 
 
-@registry.register("folder")
+@tasks.register("folder")
 class Folder(Task):
-    """Options: path, head ("lm" or "autoencoder"), vocab_size (None: the largest id + 1).
+    """The arrays of a folder, integers (N, T); targets of -100 carry no loss and no score.
 
-    The folder has no validation split, so runs on it record no valid scores.
+    `sample` takes the first sequences of a split, whatever the seed. There is no "valid" split: the layout has none,
+    and a tail of "train" may be trained on.
+
+    Args:
+        path: the folder.
+        head: the model that the task asks for, "lm" or "autoencoder".
+        vocab_size: ids; None: the largest in the files, and one.
     """
 
     splits = ("train", "test")
 
-    def __init__(self, *, path: str = "", head: str = "lm", vocab_size: int | None = None):
-        if not path:
-            raise ValueError("task folder needs task.path: a folder with train/ and test/, each inputs.npy, targets.npy")
+    def __init__(self, *, path: str | None = None, head: str = "lm", vocab_size: int | None = None):
+        if path is None:
+            raise ValueError("a folder needs path=..., with train/ and test/ in it, each inputs.npy and targets.npy")
+        if head not in HEADS:
+            raise unknown("head", head, HEADS)
         self.path, self.head = str(path), head
-        arrays = {split: self.load(split) for split in self.splits}
-        self.num_train, self.num_test = (len(arrays[split][0]) for split in self.splits)
-        lengths = {a.shape[1] for pair in arrays.values() for a in pair}
-        if len(lengths) > 1:
-            raise ValueError(f"the arrays under {path!r} have several lengths, {sorted(lengths)}; expected one")
-        self.input_length = lengths.pop()
-        least = 1 + max(int(a.max()) for pair in arrays.values() for a in pair)
-        if vocab_size is not None and vocab_size < least:
-            raise ValueError(f"vocab_size={vocab_size} is below the ids under {path!r}; expected at least {least}")
-        self.vocab_size = vocab_size or least
-
-    def load(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """inputs and targets of a split, mapped from the files."""
-        arrays = []
-        for name in ("inputs", "targets"):
-            file = Path(self.path) / split / f"{name}.npy"
-            if not file.is_file():
-                raise ValueError(f"{file} does not exist; expected train/ and test/, each with inputs.npy, targets.npy")
-            array = np.load(file, mmap_mode="r")
-            if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer) or not array.size:
-                raise ValueError(f"{file} must hold integers (N, T), got {array.dtype} {array.shape}")
-            arrays.append(array)
-        inputs, targets = arrays
-        if inputs.shape != targets.shape:
-            raise ValueError(f"inputs {inputs.shape} and targets {targets.shape} of {self.path}/{split} differ in shape")
-        if inputs.min() < 0 or targets.min() < IGNORE or ((targets < 0) & (targets != IGNORE)).any():
-            raise ValueError(f"ids under {self.path}/{split} must be at least 0, or {IGNORE} in targets")
-        return inputs, targets
+        shapes = {split: self._open(split)[0].shape for split in self.splits}
+        self.num_train, self.num_test = shapes["train"][0], shapes["test"][0]
+        largest = max(_largest(*_version(file)) for split in self.splits for file in self._files(split))
+        if vocab_size is not None:
+            at_least(largest + 1, f"the largest id in {self.path} is {largest}", vocab_size=vocab_size)
+        super().__init__(vocab_size=vocab_size or largest + 1, seq_len=max(shape[1] for shape in shapes.values()))
 
     def sample(self, num: int, seed: int = 0, split: str = "train") -> Examples:
-        """The first `num` examples of the split; the data are fixed, so `seed` changes nothing."""
-        check_split(split, self.splits)
-        check_at_least("num", num, 1)
-        inputs, targets = self.load(split)
+        """The first `num` examples of a split.
+
+        Raises:
+            ValueError: a split the task does not have, or fewer sequences than asked for.
+        """
+        self.check_request(num, seed, split)
+        inputs, targets = self._open(split)
         if num > len(inputs):
-            raise ValueError(f"{num} examples wanted, but {self.path}/{split} holds {len(inputs)}")
-        return Examples(*(torch.from_numpy(a[:num].astype(np.int64)) for a in (inputs, targets)))
+            raise ValueError(f"{num} sequences asked for, but {Path(self.path, split)} has {len(inputs)}")
+        return Examples(*(torch.from_numpy(array[:num].astype(np.int64)) for array in (inputs, targets)))
+
+    def _files(self, split: str) -> list[Path]:
+        return [Path(self.path, split, f"{name}.npy") for name in ("inputs", "targets")]
+
+    def _open(self, split: str) -> list[np.ndarray]:
+        """Inputs and targets of a split, checked, not yet read."""
+        arrays = [_load(file) for file in self._files(split)]
+        if arrays[0].shape != arrays[1].shape:
+            shapes = " and ".join(str(array.shape) for array in arrays)
+            raise ValueError(f"inputs and targets in {Path(self.path, split)} must have one shape, got {shapes}")
+        return arrays
 
 
 def write_folder(task: Task, path: str | Path, num_train: int, num_test: int, seed: int = 0) -> None:
-    """Write a task's examples in that layout."""
+    """Write examples of a task in the layout that `Folder` reads; files that exist are replaced."""
     for split, num in (("train", num_train), ("test", num_test)):
-        folder = Path(path) / split
+        folder = Path(path, split)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, array in zip(("inputs", "targets"), task.sample(num, seed, split), strict=True):
-            np.save(folder / f"{name}.npy", array.numpy())
+        examples = task.sample(num, seed=seed, split=split)
+        np.save(folder / "inputs.npy", examples.inputs.numpy())
+        np.save(folder / "targets.npy", examples.targets.numpy())
+
+
+def _load(file: Path) -> np.ndarray:
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist; expected train/ and test/, each with inputs.npy and targets.npy")
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:  # pickled objects, or not an array file at all
+        raise ValueError(f"{file} is not an array of numbers: {error}") from error
+    if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.integer) or array.ndim != 2:
+        found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive of arrays"
+        raise ValueError(f"{file} must hold integers of shape (sequences, tokens), got {found}")
+    if not array.size:
+        raise ValueError(f"{file} is empty, its shape is {array.shape}")
+    return array
+
+
+def _version(file: Path) -> tuple[Path, int]:
+    return file, file.stat().st_mtime_ns
+
+
+@functools.lru_cache(maxsize=256)
+def _largest(file: Path, mtime_ns: int) -> int:
+    """The largest id in a file, read once a version: a sweep builds a task at each of its points."""
+    array = _load(file)
+    lowest = int(array[array != IGNORE].min(initial=0)) if file.stem == "targets" else int(array.min())
+    if lowest < 0:
+        raise ValueError(f"{file} holds the id {lowest}; expected ids from 0 (in targets also {IGNORE}: no loss)")
+    return int(array.max())

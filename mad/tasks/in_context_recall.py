@@ -1,62 +1,70 @@
-"""In-context recall: say the value that belongs to a key seen before in the same sequence.
-
-MAD (arXiv 2403.17844). A sequence is seq_len / 2 pairs: keys are ids below V / 2, values the ids above; a key keeps, to
-the end of its sequence, the value it got when it first came. The last pair repeats an earlier key. A model sees all
-tokens but the last. Training scores every next token; a test scores the values of keys that came before.
-"""
+"""In-context recall: pairs of a key and its value; a key seen before has the value it had."""
 
 import numpy as np
 
-from mad.tasks.base import IGNORE, Task, check_at_least, check_even, registry
+from mad import tasks
+from mad.tasks import draw
+from mad.tasks.base import IGNORE, Task, at_least, even
 
 
-@registry.register("in_context_recall")
+@tasks.register("in_context_recall")
 class InContextRecall(Task):
-    """Options: vocab_size (at least 4), seq_len (even, at least 4)."""
+    """k v k v ...: keys are the first half of the ids, values the second; a sequence's map is drawn with it.
+
+    Poli et al. 2024 (arXiv 2403.17844), in its multi-query form. The last key occurred before. The input is the
+    sequence without its last token. Training targets: every next token. Test targets: values of keys seen before.
+
+    Args:
+        vocab_size: ids; at least 2.
+        seq_len: tokens of a sequence, even, at least 4.
+    """
 
     def __init__(self, *, vocab_size: int = 16, seq_len: int = 128):
-        check_at_least("vocab_size", vocab_size, 4)
-        check_at_least("seq_len", seq_len, 4)
-        check_even("seq_len", seq_len)
-        self.vocab_size, self.seq_len = vocab_size, seq_len
-        self.input_length = seq_len - 1
+        at_least(2, "one key and one value", vocab_size=vocab_size)
+        check_pairs(seq_len)
+        super().__init__(vocab_size=vocab_size, seq_len=seq_len)
 
-    def generate(self, rng: np.random.Generator, num: int, test: bool) -> tuple[np.ndarray, np.ndarray]:
-        silent = np.zeros((num, self.seq_len // 2 - 1), dtype=bool)
-        tokens, repeats = pairs(rng, self.vocab_size, silent)
-        return next_token(tokens, repeats if test else None)
+    @property
+    def input_length(self) -> int:
+        return self.seq_len - 1
+
+    def generate(self, rng: np.random.Generator, num: int, train: bool) -> tuple[np.ndarray, np.ndarray]:
+        shown = np.ones((num, self.seq_len // 2), dtype=bool)
+        tokens, known = pairs(rng, shown, self.vocab_size)
+        return next_tokens(tokens, known, train)
 
 
-def pairs(rng: np.random.Generator, vocab_size: int, silent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Key-value pairs with a value a key, one pair more than `silent` (N, P - 1) has columns.
+def check_pairs(seq_len: int) -> None:
+    """Raise for lengths that are not two or more whole pairs."""
+    at_least(4, "two pairs: the last repeats a key", seq_len=seq_len)
+    even("seq_len", seq_len)
 
-    A pair where `silent` is true does not count as shown: neither can the last pair repeat it, nor a later one be a
-    repeat of it.
 
-    Returns:
-        tokens (N, 2 P), and whether the key of each pair was shown before, (N, P).
+def pairs(rng: np.random.Generator, shown: np.ndarray, num_ids: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values from [0, num_ids) where `shown` (N, P) says; the last pair repeats one shown before it.
+
+    Returns the tokens (N, 2P), arbitrary where nothing is shown, and which values are known from before (N, P).
     """
-    num, first_pairs = silent.shape
-    num_keys = vocab_size // 2
-    first_key = num_keys * np.arange(num, dtype=np.int32)[:, None]  # of each sequence, in the flattened tables
-    keys = rng.integers(0, num_keys, (num, first_pairs + 1), dtype=np.int32) + first_key
-    values = rng.integers(num_keys, vocab_size, num * num_keys, dtype=np.int32)  # what each key would get
-    shown = np.zeros(num * num_keys, dtype=bool)
-    repeats = np.ones((first_pairs + 1, num), dtype=bool)
-    for p, (column, audible) in enumerate(zip(keys.T[:-1].copy(), ~silent.T, strict=True)):
-        repeats[p] = shown[column]
-        shown[column] |= audible
-    among = rng.random((num, num_keys), dtype=np.float32) * shown.reshape(num, num_keys)
-    keys[:, -1] = among.argmax(1) + first_key[:, 0]  # one of the keys shown, each as likely
-    tokens = np.stack([keys - first_key, values[keys]], axis=-1).reshape(num, -1)
-    return tokens, repeats.T & ~np.pad(silent, ((0, 0), (0, 1)))
+    num, length = shown.shape
+    num_keys = num_ids // 2
+    place = np.arange(length)
+    keys = rng.integers(0, num_keys, shown.shape)  # (N, P)
+    values = rng.integers(num_keys, num_ids, shown.shape)
+    first = draw.first_equal(np.where(shown, keys, num_keys + place))  # what is not shown equals nothing
+    fresh = shown & (first == place)
+    first[:, -1] = draw.one_of(rng, fresh[:, :-1])
+    known = shown & (first < place)
+    tokens = np.empty((num, length, 2), dtype=np.int64)
+    tokens[..., 0] = np.take_along_axis(keys, first, axis=1)
+    tokens[..., 1] = np.take_along_axis(values, first, axis=1)  # a key keeps the value it was first shown with
+    return tokens.reshape(num, 2 * length), known
 
 
-def next_token(tokens: np.ndarray, scored_pairs: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets, (N, L - 1) each, of tokens (N, L); the targets are every next token, or, with
-    `scored_pairs` (N, L / 2), the values of those pairs alone."""
-    inputs, targets = tokens[:, :-1], tokens[:, 1:].copy()
-    if scored_pairs is not None:
-        targets[:, 1::2] = IGNORE
-        targets[:, ::2][~scored_pairs] = IGNORE
+def next_tokens(tokens: np.ndarray, known: np.ndarray, train: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets from tokens (N, 2P): the next token, in a test only where it is a known value (N, P)."""
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    if not train:
+        scored = np.zeros(targets.shape, dtype=bool)
+        scored[:, 0::2] = known  # the token after a key
+        targets = np.where(scored, targets, IGNORE)
     return inputs, targets

@@ -1,37 +1,44 @@
-"""Memorization: learn a fixed map by heart.
-
-MAD (arXiv 2403.17844). Id V - 1 is the insert token, of the others the first half are keys, the rest values; one random
-one-to-one map from keys to values holds in training, in tests and in every run. A sequence is seq_len / 2 pairs of a
-uniform key and the insert token, at which the key's value is scored. Only 256 training sequences.
-"""
+"""Memorization: learn one fixed map from keys to values by heart."""
 
 import numpy as np
 
-from mad.tasks.base import IGNORE, Task, check_at_least, check_even, registry
+from mad import tasks
+from mad.tasks.base import IGNORE, Task, at_least, even
 
-MAP_SEED = 12345
+MAP_SEED = 12345  # of the map, which is the same in every split and every run
 
 
-@registry.register("memorization")
+@tasks.register("memorization")
 class Memorization(Task):
-    """Options: vocab_size (at least 5), seq_len (even)."""
+    """Pairs of a key and an insert token, at which the key's value is asked for. Values never occur in the input.
+
+    Poli et al. 2024 (arXiv 2403.17844). The last id is the insert token; the first half of the others are keys, the
+    rest values. The map is one-to-one. Training has 256 sequences only.
+
+    Args:
+        vocab_size: ids; at least 3.
+        seq_len: tokens of a sequence, even.
+    """
 
     num_train = 256
 
     def __init__(self, *, vocab_size: int = 256, seq_len: int = 32):
-        check_at_least("vocab_size", vocab_size, 5)
-        check_at_least("seq_len", seq_len, 2)
-        check_even("seq_len", seq_len)
-        self.vocab_size, self.seq_len = vocab_size, seq_len
-        self.input_length = seq_len
-        self.num_keys = (vocab_size - 1) // 2
-        values = np.arange(self.num_keys, vocab_size - 1)
-        self.values = np.random.default_rng(MAP_SEED).permutation(values)[: self.num_keys]  # of key 0, 1, ...
+        at_least(3, "a key, a value and the insert token", vocab_size=vocab_size)
+        at_least(2, "one pair", seq_len=seq_len)
+        even("seq_len", seq_len)
+        super().__init__(vocab_size=vocab_size, seq_len=seq_len)
 
-    def generate(self, rng: np.random.Generator, num: int, test: bool) -> tuple[np.ndarray, np.ndarray]:
-        keys = rng.integers(0, self.num_keys, (num, self.seq_len // 2))
+    def value_of(self) -> np.ndarray:
+        """The map: the value of each key, (K,)."""
+        num_keys = (self.vocab_size - 1) // 2
+        rng = np.random.default_rng([MAP_SEED, self.vocab_size])
+        return rng.permutation(np.arange(num_keys, self.vocab_size - 1))[:num_keys]
+
+    def generate(self, rng: np.random.Generator, num: int, train: bool) -> tuple[np.ndarray, np.ndarray]:
+        value_of = self.value_of()
+        keys = rng.integers(0, len(value_of), (num, self.seq_len // 2))
         inputs = np.full((num, self.seq_len), self.vocab_size - 1)
-        targets = np.full_like(inputs, IGNORE)
-        inputs[:, ::2] = keys
-        targets[:, 1::2] = self.values[keys]
+        inputs[:, 0::2] = keys
+        targets = np.full((num, self.seq_len), IGNORE)
+        targets[:, 1::2] = value_of[keys]
         return inputs, targets

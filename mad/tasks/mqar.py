@@ -1,26 +1,34 @@
-"""Multi-query associative recall: keys and values first, then every key once more, asking for its value.
+"""Multi-query associative recall (MQAR): a context of pairs, then each key once more, at power-law gaps."""
 
-Zoology (arXiv 2312.04927), BASED (arXiv 2402.18668). The first 2 num_kv tokens are pairs of different keys (ids 1 to
-V / 2 - 1) and different values (from V / 2). Each key comes once more, 2 g tokens after the pairs, where the gaps g are
-drawn without replacement with weights (g + 1)^(power - 1). All else is filler, uniform over the vocabulary or zero. The
-value is scored at the key's second place, and never stands there or after it.
-
-`segments`, a list of [seq_len, num_kv, examples], makes training data of several lengths, in that order, and
-`test_segments` test data; batches and scores are kept apart by segment.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
-from mad.tasks.base import IGNORE, Examples, Task, check_at_least, check_split, registry
+from mad import tasks
+from mad.tasks import draw
+from mad.tasks.base import IGNORE, Examples, Task, at_least, even, number
 
 
-@registry.register("mqar")
+@tasks.register("mqar")
 class MQAR(Task):
-    """Options: vocab_size (even, above seq_len), seq_len (even, at least 4 num_kv), num_kv, power, random_filler,
-    segments, test_segments."""
+    """D pairs of a key and a value, then every key once as a query, whose value is asked for but never follows.
+
+    Arora et al. 2023 (arXiv 2312.04927); Arora et al. 2024 (arXiv 2402.18668) for the mixture of lengths. Keys are
+    drawn without replacement from 1 .. V/2 - 1, values from V/2 .. V - 1. The i-th key is queried 2 g_i tokens after
+    the context; the gaps g are drawn one after the other without replacement from 0 .. (L - 2D)/2 - 1 with weights
+    (g + 1)^(power - 1). All else is filler. Random filler may be an id that is a key: it is no query and has no
+    target, as in the published code.
+
+    Args:
+        vocab_size: V; more than L.
+        seq_len: L, even; at least 4D.
+        num_kv: D.
+        power: 1 draws gaps uniformly, less favours short ones.
+        random_filler: filler is uniform over all ids; False: id 0.
+        segments: [seq_len, num_kv, examples] of each part of training, in order, in place of seq_len and num_kv.
+        test_segments: the same for a test; None: the lengths of segments, 1,000 examples each.
+    """
 
     num_train, num_test = 100_000, 3_000
 
@@ -35,107 +43,91 @@ class MQAR(Task):
         segments: Sequence[Sequence[int]] | None = None,
         test_segments: Sequence[Sequence[int]] | None = None,
     ):
-        self.vocab_size, self.seq_len, self.num_kv = vocab_size, seq_len, num_kv
-        self.power, self.random_filler = power, random_filler
-        self.segments, self.test_segments = segments, test_segments
-        if vocab_size % 2:
-            raise ValueError(f"vocab_size must be even (keys and values), got {vocab_size}")
-        if segments is None and test_segments is None:
-            self.check(seq_len, num_kv)
-            self.input_length = seq_len
-            return
-        segments = self.segments = [[seq_len, num_kv, self.num_train]] if segments is None else segments
-        tests = self.test_segments = [[n, d, self.num_test] for n, d, _ in segments] if not test_segments else test_segments
-        for segment in [*segments, *tests]:
-            if len(segment) != 3:
-                raise ValueError(f"a segment is [seq_len, num_kv, examples], got {list(segment)}")
-            self.check(segment[0], segment[1])
-            check_at_least("examples of a segment", segment[2], 1)
-        self.num_train, self.num_test = sum(s[2] for s in segments), sum(s[2] for s in tests)
-        self.input_length = max(s[0] for s in [*segments, *tests])
+        number(power=power)
+        if not isinstance(random_filler, bool):
+            raise ValueError(f"random_filler={random_filler!r} must be true or false")
+        super().__init__(vocab_size=vocab_size, seq_len=seq_len)
+        self.num_kv, self.power, self.random_filler = (num_kv, float(power), random_filler)
+        self.segments = _plain("segments", segments)
+        self.test_segments = _plain("test_segments", test_segments)
+        self.mixed = self.segments is not None or self.test_segments is not None
+        self._segments = {"train": self.segments or [[seq_len, num_kv, self.num_train]]}
+        self._segments["test"] = self.test_segments or (
+            [[length, kv, 1_000] for length, kv, _ in self.segments]
+            if self.segments
+            else [[seq_len, num_kv, self.num_test]]
+        )
+        for segment in self._segments["train"] + self._segments["test"]:
+            _check(vocab_size, segment[0], segment[1])
+        self.num_train, self.num_test = (sum(s[2] for s in self._segments[split]) for split in ("train", "test"))
 
-    def check(self, seq_len: int, num_kv: int) -> None:
-        check_at_least("num_kv", num_kv, 1)
-        check_at_least("seq_len", seq_len, 4)
-        if seq_len % 2:
-            raise ValueError(f"seq_len must be even, got {seq_len}; the nearest are {seq_len - 1} and {seq_len + 1}")
-        if seq_len < 4 * num_kv:
-            raise ValueError(
-                f"seq_len={seq_len} is too short for num_kv={num_kv} pairs and their queries; expected at least "
-                f"{4 * num_kv}, or num_kv of at most {seq_len // 4}"
-            )
-        if self.vocab_size <= seq_len:
-            raise ValueError(f"vocab_size={self.vocab_size} must be above seq_len={seq_len}")
+    @property
+    def input_length(self) -> int:
+        return max(segment[0] for split in self._segments.values() for segment in split)
 
     def parts(self, split: str) -> list[tuple[Task, int | None]]:
-        check_split(split)
-        segments = self.segments if split == "train" else self.test_segments
-        return [(self, None)] if segments is None else [(self.single(n, d), num) for n, d, num in segments]
-
-    def single(self, seq_len: int, num_kv: int) -> "MQAR":
-        """This task at one length."""
-        task = MQAR(
-            vocab_size=self.vocab_size,
-            seq_len=seq_len,
-            num_kv=num_kv,
-            power=self.power,
-            random_filler=self.random_filler,
-        )
-        task.name = self.name
-        return task
+        single = super().parts(split)
+        if not self.mixed:
+            return single
+        shared = {"vocab_size": self.vocab_size, "power": self.power, "random_filler": self.random_filler}
+        segments = self._segments["train" if split == "train" else "test"]
+        return [(MQAR(**shared, seq_len=length, num_kv=kv), examples) for length, kv, examples in segments]
 
     def sample(self, num: int, seed: int = 0, split: str = "train") -> Examples:
-        """As of any task; segments share `num` in proportion and are padded on the right, with 0 and no target."""
-        parts = self.parts(split)
-        if parts[0][0] is self:
+        """As of any task; of a mixture `num` examples in proportion, part by part, shorter ones padded on the right."""
+        if not self.mixed:
             return super().sample(num, seed, split)
-        check_at_least("num", num, len(parts))
-        edges = np.round(np.cumsum([0, *(n or 0 for _, n in parts)]) / sum(n or 0 for _, n in parts) * num).astype(int)
+        self.check_request(num, seed, split)
         inputs = torch.zeros(num, self.input_length, dtype=torch.int64)
         targets = torch.full_like(inputs, IGNORE)
-        for (part, _), start, stop in zip(parts, edges[:-1], edges[1:], strict=True):
-            if stop > start:
-                examples = part.sample(int(stop - start), seed, split)
-                inputs[start:stop, : part.input_length] = examples.inputs
-                targets[start:stop, : part.input_length] = examples.targets
+        parts = self.parts(split)
+        ends = np.cumsum([examples or 0 for _, examples in parts])
+        ends = np.rint(ends * num / ends[-1]).astype(int).tolist()
+        for (part, _), start, end in zip(parts, [0, *ends], ends, strict=False):
+            if end > start:
+                examples = part.sample(end - start, seed, split)
+                inputs[start:end, : part.input_length] = examples.inputs
+                targets[start:end, : part.input_length] = examples.targets
         return Examples(inputs, targets)
 
-    def generate(self, rng: np.random.Generator, num: int, test: bool) -> tuple[np.ndarray, np.ndarray]:
-        half, pairs = self.vocab_size // 2, self.num_kv
-        keys = 1 + without_replacement(rng, num, pairs, half - 1)
-        values = half + without_replacement(rng, num, pairs, self.vocab_size - half)
-        shape = (num, self.seq_len)
+    def generate(self, rng: np.random.Generator, num: int, train: bool) -> tuple[np.ndarray, np.ndarray]:
+        context, num_keys, shape = (2 * self.num_kv, self.vocab_size // 2, (num, self.seq_len))
+        keys = 1 + draw.distinct(rng, num, self.num_kv, num_keys - 1)  # (N, D)
+        values = num_keys + draw.distinct(rng, num, self.num_kv, self.vocab_size - num_keys)
+        # Whoever comes first among waiting times of these rates is drawn with these weights, and so on for the rest.
+        gap = np.arange((self.seq_len - context) // 2)
+        waiting = rng.standard_exponential((num, len(gap))) * (gap + 1.0) ** (1 - self.power)
+        query = context + 2 * waiting.argsort(axis=1)[:, : self.num_kv]  # (N, D)
         inputs = rng.integers(0, self.vocab_size, shape) if self.random_filler else np.zeros(shape, dtype=np.int64)
-        inputs[:, : 2 * pairs : 2], inputs[:, 1 : 2 * pairs : 2] = keys, values
-        places = 2 * pairs + 2 * self.gaps(rng, num)
-        np.put_along_axis(inputs, places, keys, 1)
+        inputs[:, 0:context:2], inputs[:, 1:context:2] = keys, values
+        np.put_along_axis(inputs, query, keys, axis=1)
         targets = np.full(shape, IGNORE)
-        np.put_along_axis(targets, places, values, 1)
+        np.put_along_axis(targets, query, values, axis=1)
         return inputs, targets
 
-    def gaps(self, rng: np.random.Generator, num: int) -> np.ndarray:
-        """(num, num_kv) different gaps. The largest of exponential draws over the weights, in order, are what drawing
-        one after the other without replacement gives."""
-        count = (self.seq_len - 2 * self.num_kv) // 2
-        weights = np.arange(1, count + 1) ** (self.power - 1)
-        return np.argsort(rng.standard_exponential((num, count)) / weights, axis=1)[:, : self.num_kv]
+
+def _plain(name: str, segments: Iterable[Iterable[int]] | None) -> list[list[int]] | None:
+    """Segments as lists of whole numbers, whatever sequences they came in."""
+    if segments is None:
+        return None
+    try:
+        plain = [list(segment) for segment in segments]
+    except TypeError:
+        plain = []
+    if not plain or any(len(s) != 3 or any(type(n) is not int or n < 1 for n in s) for s in plain):
+        raise ValueError(f"{name}={segments!r} must be a list of [seq_len, num_kv, examples], whole numbers from 1")
+    return plain
 
 
-def without_replacement(rng: np.random.Generator, num: int, size: int, population: int) -> np.ndarray:
-    """(num, size) different numbers below `population` in each row, all ordered choices equally likely.
-
-    A number that the row has already is drawn again, column by column for all rows at once.
-    """
-    rows = np.arange(num)
-    chosen = np.empty((num, size), dtype=np.int64)
-    taken = np.zeros((num, population), dtype=bool)
-    for column in range(size):
-        pending = rows
-        while len(pending):
-            draw = rng.integers(0, population, len(pending))
-            free = ~taken[pending, draw]
-            accepted = pending[free]
-            chosen[accepted, column] = draw[free]
-            taken[accepted, draw[free]] = True
-            pending = pending[~free]
-    return chosen
+def _check(vocab_size: int, seq_len: int, num_kv: int) -> None:
+    at_least(4, "a key, a value and filler", vocab_size=vocab_size)
+    at_least(1, num_kv=num_kv)
+    num_keys = vocab_size // 2 - 1
+    if num_kv > num_keys:
+        raise ValueError(
+            f"num_kv={num_kv} needs as many different keys, but vocab_size={vocab_size} has {num_keys}; expected "
+            f"num_kv of at most {num_keys}, or vocab_size of at least {2 * num_kv + 2}"
+        )
+    at_least(4 * num_kv, f"4 * num_kv, with num_kv={num_kv}", seq_len=seq_len)
+    even("seq_len", seq_len)
+    at_least(seq_len + 1, f"more than seq_len={seq_len}", vocab_size=vocab_size)

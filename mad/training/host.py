@@ -1,7 +1,6 @@
 """What a run needs of its process: a fixed number of threads, memory that is kept, algorithms that repeat."""
 
 import contextlib
-import ctypes
 import functools
 import os
 import platform
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 
 import mad
+from mad.memory import keep_freed_memory
 
 
 @contextlib.contextmanager
@@ -34,20 +34,6 @@ def repeatable(seed: int, device: str) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
-
-
-@functools.cache
-def keep_freed_memory() -> None:
-    """Tell glibc to keep freed blocks, for good.
-
-    By default a block of megabytes goes back to the kernel and comes back zeroed, page by page, at every operation of
-    every step, which costs as much as the arithmetic (`python -m mad.bench step`).
-    """
-    if platform.libc_ver()[0] == "glibc":
-        m_trim_threshold, m_mmap_max = -1, -4
-        libc = ctypes.CDLL(None)
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def device_name(device: str) -> str:

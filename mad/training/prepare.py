@@ -52,7 +52,7 @@ def prepare(given: Run | Mapping[str, Any]) -> Run:
     run.device = _device(run.device)
     if train.precision == "auto":
         train.precision = "bf16" if run.device == "cuda" else "fp32"
-    _cost(json.dumps([run.to_dict()["arch"], task.vocab_size, task.head]))  # a model that cannot be built says so now
+    cost(run, task)  # a model that cannot be built says so now
     return run
 
 
@@ -68,7 +68,8 @@ def build_model(run: Run, task: Any) -> Any:
 
 def cost(run: Run, task: Any) -> models.Cost:
     """The cost of a prepared run's model on one of the task's sequences."""
-    return _cost(json.dumps([run.to_dict()["arch"], task.vocab_size, task.head]), task.input_length)
+    spec = [run.to_dict()["arch"], task.vocab_size, task.head]
+    return _cost(json.dumps(spec), task.input_length, tuple(plugins.digests(run.plugins)))
 
 
 def _model(arch: dict[str, Any], vocab_size: int, head: str) -> Any:
@@ -77,8 +78,9 @@ def _model(arch: dict[str, Any], vocab_size: int, head: str) -> Any:
 
 
 @functools.lru_cache(maxsize=1024)
-def _cost(spec: str, length: int = 1) -> models.Cost:
-    """Built on torch's meta device: shapes without memory. A sweep repeats few models over many points."""
+def _cost(spec: str, length: int, plugin_digests: tuple[str, ...]) -> models.Cost:
+    """Built on torch's meta device: shapes without memory. A sweep repeats few models over many points; the texts of
+    the plugins are part of what a model is."""
     arch, vocab_size, head = json.loads(spec)
     with torch.device("meta"):
         return models.cost(_model(arch, vocab_size, head), length)

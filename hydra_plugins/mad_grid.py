@@ -1,0 +1,161 @@
+"""Hydra sweeper: expand overrides into the points of a grid and hand all of them to one function.
+
+Hydra's own multirun composes the whole configuration for every job, 0.1 s each. Here it is composed once for every
+choice of config groups (task, arch, ...); the values are then set on copies. Grammar and errors stay Hydra's.
+"""
+
+import copy
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.plugins.sweeper import Sweeper
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from mad.registry import unknown
+from mad.tasks import settings as protocol_settings
+
+TRAINING = ("num_train", "num_test", "batch_size")  # options of a setting that are training's, not the task's
+
+
+@dataclass
+class GridConf:
+    """`params`: value axes, {"optim.lr": "1e-4,1e-3"}; the command line wins. `settings`: the task axis, a protocol's
+    name or a list of {task: name, option: value, ...}."""
+
+    _target_: str = "hydra_plugins.mad_grid.GridSweeper"
+    params: dict[str, Any] = field(default_factory=dict)
+    settings: Any = None
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="mad_grid", node=GridConf, provider="mad")
+
+
+class GridSweeper(Sweeper):
+    """Calls `task_function.run_points` with a function that gives the (config, overrides) pairs of the grid.
+
+    The overrides are those of the command line, or `task_function.arguments` where the application kept them back.
+    """
+
+    def __init__(self, params: dict[str, Any] | None = None, settings: Any = None):
+        self.params, self.settings = dict(params or {}), settings
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
+        self.loader, self.config, self.task_function = hydra_context.config_loader, config, task_function
+
+    def sweep(self, arguments: list[str]) -> Any:
+        given = getattr(self.task_function, "arguments", None)
+        return self.task_function.run_points(lambda: list(self.points(arguments if given is None else given)))
+
+    def points(self, arguments: list[str]) -> Iterator[tuple[DictConfig, list[str]]]:
+        """Every point of the grid, and the overrides that lead to it.
+
+        Raises:
+            ValueError: a group choice or a key that does not exist.
+        """
+        axes = self.axes(arguments)
+        tasks = self.task_axis(axes.pop("task", None))
+        groups = {key: values for key, values in axes.items() if self.loader.get_group_options(key.lstrip("+~"))}
+        values = {key: axes[key] for key in axes if key not in groups}
+        parse = OverridesParser.create().parse_override
+        parsed = {text: parse(text) for axis in values.values() for text in axis}
+        for task, options in tasks:
+            setting = [parse(text) for text in options]
+            for choice in itertools.product(*groups.values()):
+                base = self.compose([*task, *choice])
+                for point in itertools.product(*values.values()):
+                    config = copy.deepcopy(base)
+                    apply(setting, config)
+                    apply([parsed[text] for text in point], config)
+                    yield config, [*task, *options, *choice, *point]
+
+    def axes(self, arguments: list[str]) -> dict[str, list[str]]:
+        """Key -> overrides, one a value. The command line takes the place of the sweep's axis of the same key."""
+        given = self.parse(arguments)
+        params = dict(self.params)
+        if "arch.stack" in given:
+            if "arch" not in given:
+                params["arch"] = "custom"
+            given.setdefault("arch.name", ["arch.name=null"])  # the arch's own name is not that stack's
+        return self.parse([f"{key}={_text(value)}" for key, value in params.items()]) | given
+
+    def parse(self, texts: list[str]) -> dict[str, list[str]]:
+        overrides = OverridesParser.create(config_loader=self.loader).parse_overrides(texts)
+        return {
+            override.get_key_element(): [
+                f"{override.get_key_element()}={value}" for value in _values(override)
+            ]
+            for override in overrides
+            if not override.is_hydra_override() and override.get_key_element() != "sweeps"
+        }
+
+    def task_axis(self, chosen: list[str] | None) -> list[tuple[list[str], list[str]]]:
+        """(override of the group, overrides of its options) for every setting of the sweep.
+
+        `task=X` keeps the sweep's settings of X, or, where it has none, X with its defaults.
+        """
+        if isinstance(self.settings, str):
+            settings = protocol_settings(self.settings)
+        else:
+            settings = [_split(setting) for setting in OmegaConf.to_container(OmegaConf.create(self.settings or []))]
+        if chosen is None:
+            names = list(dict.fromkeys(name for name, _ in settings))
+        else:
+            names = [text.partition("=")[2] for text in chosen]
+            settings += [(name, {}) for name in names if name not in dict(settings)]
+        kept = [(name, options) for name, options in settings if name in names]
+        return [
+            ([f"task={name}"], [f"{'train' if key in TRAINING else 'task'}.{key}={_text(v)}" for key, v in o.items()])
+            for name, o in kept
+        ] or [([], [])]
+
+    def compose(self, choices: list[str]) -> DictConfig:
+        for text in choices:
+            group, _, name = text.partition("=")
+            options = self.loader.get_group_options(group)
+            if name not in options:
+                raise unknown(group, name, options)
+        sweeps = [text for text in self.config.hydra.overrides.task if text.startswith("sweeps=")]
+        config = self.loader.load_sweep_config(self.config, [*sweeps, *choices])
+        with open_dict(config):
+            del config["hydra"]
+        return config
+
+
+def apply(overrides: list[Override], config: DictConfig) -> None:
+    """Set values on a config; a key that it does not have is an error naming the nearest."""
+    for override in overrides:
+        if not override.is_add() and not override.is_force_add():
+            node, path = config, override.key_or_group.split(".")
+            for depth, key in enumerate(path):
+                if isinstance(node, DictConfig) and key not in node:
+                    prefix = ".".join(path[:depth])
+                    raise unknown("key", override.key_or_group, (f"{prefix}.{k}".lstrip(".") for k in map(str, node)))
+                node = node[key] if isinstance(node, DictConfig) else None
+    ConfigLoaderImpl._apply_overrides_to_config(overrides, config)
+
+
+def _values(override: Override) -> list[str]:
+    if override.is_sweep_override():
+        return [str(value) for value in override.sweep_string_iterator()]
+    return [override.get_value_element_as_str()]
+
+
+def _split(setting: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    if "task" not in setting:
+        raise ValueError(f"a setting of a sweep needs the key 'task', got {setting}")
+    return setting["task"], {key: value for key, value in setting.items() if key != "task"}
+
+
+def _text(value: Any) -> str:
+    """A YAML value as an override's text: null, lists of numbers, plain strings."""
+    if value is None:
+        return "null"
+    if isinstance(value, (list, tuple)) or OmegaConf.is_list(value):
+        return "[" + ",".join(_text(item) for item in value) + "]"
+    return str(value)

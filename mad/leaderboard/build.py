@@ -1,0 +1,162 @@
+"""The arithmetic of the leaderboard.
+
+A *setting* is a task with its options, amount of data and training budget; every architecture meets it at each point
+of the optimiser grid (all `optim.*`, lr and weight decay), perhaps with several seeds.
+
+    score of a setting and seed   best of the optimiser grid, by final test score
+    score of a setting            mean over its seeds
+    score of a task               mean over its settings
+    mean                          mean over the tasks
+
+Best of the grid on the test set is how the MAD protocol scores; `mean_valid_selected` is the same with the best point
+chosen on the validation split, its test score reported.
+
+A diverged run scores 0: that this grid point does not train is a result, and it decides only where nothing better is
+in the setting. A failed run scores nothing, for its cause may be the machine: a setting that has only failed runs is
+missing, as one that was not run is. An architecture with missing settings is not comparable with the others. It stands
+below them; `settings_done` and `settings_total` say what is missing, and it has no mean while a whole task is.
+"""
+
+from typing import Any
+
+import pandas as pd
+
+from mad.registry import nearest, unknown
+
+REQUIRED = ("arch", "task")
+SETTING = ("train.num_train", "train.num_test", "train.epochs", "train.steps", "train.batch_size")
+# and all of task.*; what is left of train.* (precision, how often is evaluated) is not part of the problem
+COST = ("params", "flops", "state_size")
+STATUSES = ("ok", "diverged", "failed")
+
+Frame = Any  # a data frame or series: which one, pandas' own annotations leave open too often to be checked
+
+
+def build(table: pd.DataFrame, score: str | None = None) -> pd.DataFrame:
+    """Rank architectures.
+
+    Args:
+        table: one row a run. Columns `arch`, `task` and the score are needed; `status` (ok | diverged | failed; ok
+            where there is none), `lr`, `weight_decay`, `seed`, `task.*`, `train.*`, `arch.*`, `stack`, `params`,
+            `flops`, `state_size` and `valid_<score>` are used where there are any.
+        score: accuracy | macro_accuracy, or another column, higher is better. None: `train.score` of the runs, or
+            accuracy.
+
+    Returns:
+        One row an architecture, best first, complete ones before others. Columns: rank (of complete rows), arch,
+        mean, mean_std, mean_valid_selected; for each task its score and `<task>_std` (over the seeds, NaN below two
+        seeds); params, flops, state_size (each the largest over the settings: of the longest sequences, the largest
+        vocabulary); settings_done, settings_total; ok, diverged, failed (numbers of runs).
+
+    Raises:
+        ValueError: the table is empty, lacks a column, or its runs were scored in different ways.
+    """
+    if table.empty:
+        raise ValueError("the table holds no runs; expected one row a run")
+    score = score or _score_of(table)
+    needed = (*REQUIRED, score)
+    missing = [f"{column!r}{nearest(column, map(str, table))}" for column in needed if column not in table]
+    if missing:
+        raise ValueError(
+            f"the table lacks the column {' and '.join(missing)}; expected at least {', '.join(needed)}, "
+            f"got {', '.join(map(str, table))}"
+        )
+    runs: Frame = _runs(table, score)
+    best = _by_setting(runs["score"], runs)
+    board = _average(best)
+    board["mean_valid_selected"] = _average(_by_setting(_selected(runs), runs))["mean"]
+
+    board = board.reindex(sorted(runs["arch"].unique()))  # an architecture whose runs all failed has a row too
+    for column in COST:
+        if column in table:
+            board[column] = _numbers(table[column]).groupby(runs["arch"]).max()
+    board["settings_done"] = best.notna().any(axis=1).groupby(level="arch").sum()
+    board["settings_total"] = runs["setting"].nunique()
+    for status in STATUSES:
+        board[status] = (runs["status"] == status).groupby(runs["arch"]).sum()
+
+    board["complete"] = board["settings_done"] == board["settings_total"]
+    board = (
+        board.rename_axis(index="arch", columns=None)
+        .reset_index()
+        .sort_values(["complete", "mean", "arch"], ascending=[False, False, True])
+    )
+    complete = board.pop("complete")
+    board.insert(0, "rank", complete.cumsum().where(complete).astype("Int64"))
+    tasks = [f"{task}{suffix}" for task in sorted(runs["task"].unique()) for suffix in ("", "_std")]
+    head = ["rank", "arch", "mean", "mean_std", "mean_valid_selected", *tasks]
+    return board.reindex(columns=[*head, *board.columns.difference(head, sort=False)]).reset_index(drop=True)
+
+
+def _score_of(table: Frame) -> str:
+    """What the runs themselves were scored by."""
+    used = table["train.score"].dropna().unique() if "train.score" in table else []
+    if len(used) > 1:
+        raise ValueError(f"the runs were scored by {' and '.join(sorted(used))}; choose one: score={sorted(used)[0]}")
+    return used[0] if len(used) else "accuracy"
+
+
+def _runs(table: Frame, score: str) -> Frame:
+    """arch (label), task, setting (number), seed, status, score, valid of each run."""
+    given = [c for c in table if isinstance(c, str) and (c.startswith("task.") or c in SETTING)]
+    runs = pd.DataFrame({"arch": _labels(table), "task": table["task"].astype(str)})
+    runs["setting"] = table.groupby(["task", *given], dropna=False, sort=False).ngroup()
+    runs["seed"] = table["seed"].fillna(-1) if "seed" in table else 0
+    runs["status"] = table["status"] if "status" in table else "ok"
+    for status in runs["status"].unique():
+        if status not in STATUSES:
+            raise unknown("status", status, STATUSES)
+    diverged, failed = runs["status"] == "diverged", runs["status"] == "failed"
+    runs["score"] = _numbers(table[score]).mask(diverged, 0.0).mask(failed)
+    valid = table[f"valid_{score}"] if f"valid_{score}" in table else pd.Series(float("nan"), table.index)
+    runs["valid"] = _numbers(valid).mask(diverged, 0.0).mask(failed)
+    return runs
+
+
+def _numbers(column: Frame) -> Frame:
+    """Floats; NaN for what is no number."""
+    return pd.to_numeric(column, errors="coerce")
+
+
+def _labels(table: Frame) -> Frame:
+    """The rows of the leaderboard: names, and where one name stands for several models, what tells them apart.
+
+    `arch.max_length` tells nothing: it follows the task.
+    """
+    labels = table["arch"].astype(str)
+    for column in table:
+        if column == "stack" or (str(column).startswith("arch.") and column != "arch.max_length"):
+            several = table.groupby("arch")[column].transform("nunique", dropna=False) > 1
+            key = str(column).removeprefix("arch.")
+            labels = labels.mask(several, labels + f" {key}=" + table[column].astype(str))
+    return labels
+
+
+def _selected(runs: Frame) -> Frame:
+    """Test scores of the runs that are best on the validation split; NaN elsewhere. Ties go to the lower test score.
+
+    A group of runs of which one has a test score but no validation score has no selection.
+    """
+    keys = ["arch", "setting", "seed"]
+    ordered = runs.sort_values(["valid", "score"], ascending=[False, True])
+    chosen = ordered.groupby(keys, dropna=False, sort=False).head(1)
+    blind = (runs["score"].notna() & runs["valid"].isna()).groupby([runs[key] for key in keys], dropna=False)
+    return runs["score"].where(runs.index.isin(chosen.index) & ~blind.transform("any"))
+
+
+def _by_setting(scores: Frame, runs: Frame) -> Frame:
+    """The best score of each (arch, task, setting), one column a seed."""
+    keys = [runs[key] for key in ("arch", "task", "setting", "seed")]
+    return scores.groupby(keys, dropna=False).max().unstack("seed")
+
+
+def _average(best: Frame) -> Frame:
+    """Mean and spread of each task, and over the tasks, of each architecture."""
+    seeds = best.mean(axis=1).groupby(level=["arch", "task"]).mean().unstack("task")
+    # a seed's own score of a task counts for the spread where it has all settings that any seed has
+    each = best[best.notna().any(axis=1)].groupby(level=["arch", "task"]).agg(lambda column: column.mean(skipna=False))
+    spread = each.std(axis=1).unstack("task").add_suffix("_std")
+    board = seeds.join(spread)
+    board["mean"] = seeds.mean(axis=1, skipna=False)
+    board["mean_std"] = each.groupby(level="arch").agg(lambda column: column.mean(skipna=False)).std(axis=1)
+    return board

@@ -1,0 +1,187 @@
+"""The front door: `python -m mad.sweep` turns overrides into runs, trains what is not there yet, and ranks it.
+
+    python -m mad.sweep task=mqar arch=attention,based,hyena optim.lr=1e-3,3e-4 'seed=range(3)'
+
+Every point is checked before the first trains. The same command again resumes. `--help` lists keys and choices.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from mad import config, engine, leaderboard, plugins, tasks, trackers, training
+from mad.records import Store
+from mad.registry import unknown
+
+_PACKAGE = Path(__file__).resolve().parent
+ROOT = _PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent  # a wheel holds conf/ and sweeps/, a checkout too
+
+RUN_KEYS = tuple(config.Run.__dataclass_fields__)
+SHOWN_ERRORS = 10
+
+Point = tuple[DictConfig, list[str]]  # a configuration, and the overrides that led to it
+
+
+@dataclass
+class SweepConfig(config.Run):
+    """The schema of the command line: a run's keys, and where and how the sweep goes."""
+
+    name: str = "sweep"
+    results_dir: str = "results/${name}"  # this sweep's own folder
+    engine: dict[str, Any] = field(default_factory=dict)
+    tracker: str = "wandb"
+
+
+def main() -> None:
+    """The command: exit status 0, 1 where runs failed, 2 for a mistake in the command, 130 after Ctrl-C."""
+    arguments = sys.argv[1:]
+    try:
+        plugins.load(_plugins_of(arguments))
+        _check_sweep_name(arguments)
+    except ValueError as error:
+        _refuse(error)
+    ConfigStore.instance().store(name="schema", node=SweepConfig)
+    for name in tasks.names():
+        node = {"name": name, **tasks.options(name)}
+        ConfigStore.instance().store(group="task", name=name, node=node)
+    if not any(argument.startswith(("-", "hydra.mode=", "hydra/")) for argument in arguments):
+        # Hydra would refuse a mistaken override before the sweeper could name the nearest choice
+        point.arguments = [argument for argument in arguments if not argument.startswith(("hydra.", "sweeps="))]
+        sys.argv[1:] = [argument for argument in arguments if argument not in point.arguments]
+    if not any(argument.startswith("hydra.searchpath=") for argument in arguments):
+        sys.argv.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in search_path())}]")
+    hydra.main(version_base=None, config_path=str(ROOT / "conf"), config_name="config")(point)()
+
+
+def point(cfg: DictConfig) -> None:
+    """One point, as Hydra's stock launchers call it; the grid sweeper calls `run_points`."""
+    run_points(lambda: [(cfg, [])])
+
+
+def run_points(points: Callable[[], list[Point]]) -> None:
+    """Check all points, train those without a result, show the leaderboard, tell the tracker."""
+    console = Console()
+    try:
+        expanded = points()
+        runs, sweep = prepare(expanded)
+        store = Store(sweep["results_dir"], sweep["name"])
+        options = dict(sweep["engine"])
+        machine = engine.build(options.pop("name", "local"), **options)
+        tracker = trackers.build(sweep["tracker"])
+    except (ValueError, HydraException, OmegaConfBaseException) as error:
+        _refuse(error)
+    print(f"{sweep['name']}: {len(runs)} runs -> {store.folder}", flush=True)
+    try:
+        summary = engine.execute(runs, store, machine, engine.display(console))
+    except KeyboardInterrupt:
+        print(f"\nstopped; what had finished is in {store.folder}, the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+    mine = {run.id for run in runs}
+    table = store.table()
+    table = table[table["run_id"].isin(mine)]
+    _tell(summary)
+    failed = summary.counts["failed"]
+    if (table["status"] != "failed").any():
+        board = leaderboard.build(table)
+        leaderboard.show(board, console, title=sweep["name"])
+        leaderboard.write_csv(board, store.folder / "leaderboard.csv")
+        leaderboard.write_markdown(board, store.folder / "leaderboard.md")
+    tracker.publish([record for record in store.records() if record.run_id in mine], sweep["name"], store.folder)
+    print(f"results in {store.folder}: results.csv, leaderboard.csv, leaderboard.md, runs/")
+    if failed:
+        sys.exit(f"{failed} runs failed; their tracebacks are in {store.folder}/runs, the same command tries them again")
+
+
+point.run_points = run_points
+point.arguments = None  # overrides that the grid sweeper gets past Hydra
+
+
+def prepare(points: Iterable[Point]) -> tuple[list[config.Run], dict[str, Any]]:
+    """The prepared runs of all points, each once, and the sweep's own keys.
+
+    Raises:
+        ValueError: there is no point, or some cannot run; the message has each different reason, and where it arose.
+    """
+    runs: dict[str, config.Run] = {}
+    reasons: dict[str, list[str]] = {}
+    sweep: dict[str, Any] = {}
+    for cfg, overrides in points:
+        values = OmegaConf.to_container(cfg, resolve=True)
+        assert isinstance(values, dict)
+        sweep = {key: value for key, value in values.items() if key not in RUN_KEYS}
+        try:
+            run = training.prepare({key: values[key] for key in RUN_KEYS})
+        except ValueError as error:
+            reasons.setdefault(str(error), []).append(" ".join(map(str, overrides)) or "the configuration")
+        else:
+            runs[run.id] = run
+    if reasons:
+        lines = [f"{reason}\n    at {places[0]}{_more(places)}" for reason, places in reasons.items()]
+        hidden = len(lines) - SHOWN_ERRORS
+        rest = [f"... and {hidden} further mistakes"] if hidden > 0 else []
+        raise ValueError("\n".join(["nothing was trained:", *lines[:SHOWN_ERRORS], *rest]))
+    if not runs:
+        raise ValueError("the sweep is empty: an axis has no values")
+    return list(runs.values()), sweep
+
+
+def search_path() -> list[Path]:
+    """Where configuration is looked for besides conf/: the shipped sweeps, and the user's own in this folder."""
+    here = Path.cwd()
+    own = [folder for folder in (here, here / "conf") if here != ROOT and folder.is_dir()]
+    return [ROOT, *own]
+
+
+def _check_sweep_name(arguments: list[str]) -> None:
+    names = {file.stem for folder in search_path() for file in (folder / "sweeps").glob("*.yaml")}
+    for argument in arguments:
+        key, _, name = argument.partition("=")
+        if key == "sweeps" and name not in names:
+            raise unknown("sweep", name, names)
+
+
+def _plugins_of(arguments: list[str]) -> list[str]:
+    """The files of `plugins=[...]` on the command line: what they register must be there before names are looked up."""
+    given = [argument for argument in arguments if argument.startswith("plugins=")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(given)
+    except HydraException as error:
+        raise ValueError(str(error)) from None
+    values = [override.value() for override in parsed]
+    return [str(file) for value in values for file in (value if isinstance(value, list) else [value])]
+
+
+def _more(places: list[str]) -> str:
+    return f" (and {len(places) - 1} more)" if len(places) > 1 else ""
+
+
+def _tell(summary: engine.Summary) -> None:
+    if not summary.executed:
+        print(f"nothing to train: all {summary.there} runs have a result already")
+        return
+    counts = ", ".join(f"{count} {status}" for status, count in summary.counts.items() if count)
+    print(f"{summary.executed} runs in {summary.seconds:.1f} s: {counts}")
+
+
+def _refuse(error: Exception) -> None:
+    """A mistake in the command: say it in one line or a few, without a traceback."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        raise error
+    cause = str(error.__cause__).partition("\n")[0] if isinstance(error, HydraException) and error.__cause__ else ""
+    print(f"mad.sweep: {error}{': ' if cause else ''}{cause}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

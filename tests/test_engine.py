@@ -1,0 +1,324 @@
+"""Engines: records as they finish, whatever becomes of a run or its worker; resuming; Ctrl-C."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from mad import engine
+from mad.config import Run
+from mad.engine import local
+from mad.engine.progress import Lively, Plain, duration
+from mad.records import Record, Store
+
+
+def runs(number: int, **fields) -> list[Run]:
+    arch = {"name": "striped", "stack": ["hyena"]}
+    return [Run.of({"task": "mqar", "arch": arch, "seed": seed, "device": "cpu", **fields}) for seed in range(number)]
+
+
+def work(run, on_progress: Any = None):
+    """A run that needs no model: by its seed it succeeds, fails or takes its worker down."""
+    if run.seed == 1:
+        raise ValueError("seed 1 is bad")
+    if run.seed == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if run.seed == 3:
+        sys.exit(5)
+    on_progress({"step": 5, "steps": 10, "accuracy": 0.25})
+    return Record(run.id, "ok", run.to_dict(), metrics={"accuracy": 0.5}, device=f"process {os.getpid()}")
+
+
+def visible(run, on_progress=None):
+    """Says which device and process it is; fails for one seed."""
+    device = f"{os.environ['CUDA_VISIBLE_DEVICES']} {os.getpid()}"
+    assert run.seed != 1, f"CUDA error on {device}"
+    return Record(run.id, "ok", run.to_dict(), device=device)
+
+
+def meeting(run, on_progress=None):
+    """Ends when two workers are at it at once."""
+    place = Path(run.task["place"])
+    (place / str(os.getpid())).touch()
+    for _ in range(600):
+        if len(list(place.iterdir())) == 2:
+            return visible(run)
+        time.sleep(0.1)
+    raise AssertionError("the other worker did not come")
+
+
+def by_seed(records) -> dict[int, Any]:
+    return {record.config["seed"]: record for record in records}
+
+
+def collect(name: str, work=work, number=6, **options):
+    events = []
+    found = by_seed(engine.build(name, work, **options).run(runs(number), on_event=events.append))
+    return found, events
+
+
+def test_inline_keeps_the_order_and_goes_on_after_a_failure():
+    made = [run for run in runs(6) if run.seed not in (2, 3)]
+    records = list(engine.build("inline", work).run(made))
+    assert [(r.config["seed"], r.status) for r in records] == [(0, "ok"), (1, "failed"), (4, "ok"), (5, "ok")]
+    assert records[1].last_error == "ValueError: seed 1 is bad" and "Traceback" in str(records[1].error)
+
+
+def test_local_loses_only_the_runs_that_are_at_fault():
+    found, _ = collect("local", workers=2)
+    assert {seed: record.status for seed, record in found.items()} == {
+        0: "ok",
+        1: "failed",
+        2: "failed",
+        3: "failed",
+        4: "ok",
+        5: "ok",
+    }
+    assert found[1].last_error == "ValueError: seed 1 is bad" and "in work" in found[1].error
+    assert "SIGKILL" in found[2].error and "out of memory" in found[2].error
+    assert "SystemExit" in found[3].error and "5" in found[3].error
+    assert all(found[run.seed].run_id == run.id for run in runs(6))
+    assert found[0].device != f"process {os.getpid()}"
+
+
+def test_a_worker_is_a_process_for_many_runs():
+    found, _ = collect("local", work=healthy, number=12, workers=2)
+    assert 1 <= len({record.device for record in found.values()}) <= 2
+
+
+def healthy(run, on_progress=None):
+    return Record(run.id, "ok", run.to_dict(), device=f"process {os.getpid()}")
+
+
+@pytest.mark.parametrize("name", ["inline", "local"])
+def test_events_say_when_a_run_starts_and_how_far_it_is(name):
+    events = []
+    chosen = [run for run in runs(6) if run.seed in (0, 4)]
+    records = list(engine.build(name, work).run(chosen, on_event=events.append))
+    assert len(records) == 2
+    for run in chosen:
+        mine = [event for event in events if event.run.id == run.id]
+        assert [event.progress for event in mine] == [None, {"step": 5, "steps": 10, "accuracy": 0.25}]
+        assert len({event.worker for event in mine}) == 1
+
+
+def test_each_worker_has_a_device(monkeypatch, tmp_path):
+    monkeypatch.setattr(local, "cuda_devices", lambda: ["3", "5"])
+    given = [run for run in runs(3, device="cuda", task={"name": "mqar", "place": str(tmp_path)}) if run.seed != 1]
+    records = list(engine.build("local", meeting).run(given))
+    assert {str(record.device).split()[0] for record in records} == {"3", "5"}
+
+
+def test_after_a_failure_on_a_device_its_worker_is_a_new_process(monkeypatch):
+    monkeypatch.setattr(local, "cuda_devices", lambda: ["3"])
+    first, failed, third, fourth = engine.build("local", visible).run(runs(4, device="cuda"))
+    assert failed.last_error == f"AssertionError: CUDA error on {first.device}"
+    assert third.device == fourth.device != first.device
+    assert str(third.device).split()[0] == str(first.device).split()[0] == "3"
+
+
+def test_the_devices_are_those_that_were_made_visible(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    assert local.cuda_devices() == ["4", "7"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert local.cuda_devices() == ["0", "1"]
+
+
+def test_leaving_early_stops_the_workers():
+    records = engine.build("local", stubborn, workers=2).run(runs(4))
+    first = next(records)
+    assert first.config["seed"] == 0
+    records.close()
+    with pytest.raises(ProcessLookupError):  # the process that did the run is gone
+        os.kill(int(str(first.device)), 0)
+
+
+def stubborn(run, on_progress=None):
+    if run.seed:
+        time.sleep(600)
+    return Record(run.id, "ok", run.to_dict(), device=str(os.getpid()))
+
+
+def test_a_worker_that_dies_between_two_runs_is_replaced():
+    records = engine.build("local", healthy, workers=1).run(runs(3))
+    first = next(records)
+    process = int(str(first.device).removeprefix("process "))
+    os.kill(process, signal.SIGKILL)
+    time.sleep(1)  # long enough for the pool to notice, and if it is not, the next run says so
+    later = list(records)
+    assert len(later) == 2 and later[-1].status == "ok"
+    assert all(record.status == "ok" or "worker process" in str(record.error) for record in later)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("locale", {}, "unknown engine 'locale' .did you mean 'local'.*inline, local"),
+        ("local", {"worker": 2}, "'worker' .did you mean 'workers'"),
+        ("local", {"workers": 0}, "workers must be a whole number of at least 1.* got 0"),
+        ("local", {"workers": 1.5}, "got 1.5"),
+    ],
+)
+def test_bad_engines_are_named(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        engine.build(name, **options)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# execute
+
+
+def test_execute_writes_every_record_and_the_csv(tmp_path):
+    store = Store(tmp_path, "mine")
+    chosen = [run for run in runs(6) if run.seed not in (2, 3)]
+    summary = engine.execute(chosen, store, engine.build("inline", work))
+    assert summary.counts == {"ok": 3, "diverged": 0, "failed": 1} and summary.there == 0
+    table = store.table().set_index("seed")
+    assert table["status"].to_dict() == {0: "ok", 1: "failed", 4: "ok", 5: "ok"}
+    assert set(table["sweep"]) == {"mine"}
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 5
+
+
+def test_execute_again_runs_what_failed_and_nothing_else(tmp_path):
+    store, done = Store(tmp_path), []
+
+    def counting(run, on_progress=None):
+        done.append(run.seed)
+        return work(run, on_progress)
+
+    chosen = [run for run in runs(6) if run.seed not in (2, 3)]
+    inline = engine.build("inline", counting)
+    engine.execute(chosen[:2] + chosen[:1], store, inline)
+    assert done == [0, 1]  # the same run twice is one run
+    summary = engine.execute(chosen, store, inline)
+    assert done == [0, 1, 1, 4, 5] and summary.there == 1 and summary.executed == 3
+
+
+def test_a_diverged_run_is_a_result(tmp_path):
+    store = Store(tmp_path)
+
+    def diverging(run, on_progress=None):
+        return Record(run.id, "diverged", run.to_dict(), metrics={"loss": float("nan")})
+
+    assert engine.execute(runs(1), store, engine.build("inline", diverging)).executed == 1
+    assert engine.execute(runs(1), store, engine.build("inline", diverging)).executed == 0
+
+
+INTERRUPTED = """
+import time
+from mad import engine
+from mad.config import Run
+from mad.records import Record, Store
+
+def work(run, on_progress=None):
+    if run.seed >= 2:
+        time.sleep(600)
+    return Record(run.id, "ok", run.to_dict())
+
+if __name__ == "__main__":
+    runs = [Run.of({"task": "mqar", "seed": seed}) for seed in range(6)]
+    print("ready", flush=True)
+    engine.execute(runs, Store("store"), engine.build("local", work, workers=2), engine.display())
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals to a process group")
+def test_ctrl_c_keeps_what_finished_and_leaves_no_process(tmp_path):
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED)
+    root = Path(engine.__file__).parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "interrupted.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(3)]  # "ready" and a line for each of the two quick runs
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+    _, errors = process.communicate(timeout=60)
+    assert lines[0] == "ready\n" and lines[2].startswith("[2/6] ok"), errors
+    assert errors.strip().endswith("KeyboardInterrupt") and errors.count("Traceback") == 1
+    assert process.returncode == -signal.SIGINT
+    store = Store(tmp_path / "store")
+    assert sorted(record.config["seed"] for record in store.records()) == [0, 1]
+    assert len((tmp_path / "store/results.csv").read_text().splitlines()) == 3
+    assert group_ends(process.pid)
+
+
+def group_ends(group: int) -> bool:
+    """Whether the last process of the group goes away, within a time that is long for any machine."""
+    for _ in range(300):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Progress
+
+
+def show(display, chosen):
+    display.begin(len(chosen), 3)
+    for record in engine.build("inline", work).run(chosen, on_event=display.on_event):
+        display.on_record(record)
+
+
+def test_plain_lines_one_for_each_finished_run():
+    lines: list[str] = []
+    show(Plain(lines.append), runs(2))
+    assert lines[0] == "3 runs have a result already"
+    assert lines[1].startswith("[1/2] ok        striped · mqar · lr 0.0005 · accuracy 0.500 · 0 steps")
+    assert lines[2] == "[2/2] failed    striped · mqar · lr 0.0005 · ValueError: seed 1 is bad"
+
+
+def test_the_display_is_plain_where_there_is_no_terminal():
+    out = io.StringIO()
+    shown = engine.display(Console(file=out))
+    assert isinstance(shown, Plain)
+    show(shown, runs(1))
+    assert out.getvalue().splitlines()[1].startswith("[1/1] ok")
+    assert isinstance(engine.display(Console(file=out, force_terminal=True)), Lively)
+
+
+def test_the_live_display_has_a_line_per_worker_and_the_time_left():
+    now = [100.0]
+    out, page = io.StringIO(), io.StringIO()
+    console = Console(file=out, force_terminal=True, width=120, color_system=None)
+    display = Lively(console, clock=lambda: now[0])
+    first, second, third, fourth = runs(4)
+    with display:
+        display.begin(4, 0)
+        display.on_event(engine.Event(0, first))
+        display.on_event(engine.Event(1, second))
+        display.on_event(engine.Event(1, second, {"step": 30, "steps": 100, "accuracy": 0.125}))
+        display.on_record(Record(first.id, "ok", first.to_dict()))
+        display.on_record(Record(third.id, "failed", third.to_dict(), error="RuntimeError: no memory"))
+        display.on_event(engine.Event(0, fourth, {"step": 20, "steps": 100, "accuracy": None}))
+        now[0] += 50  # 2 + 0.3 + 0.2 of 4 runs in 50 s
+        Console(file=page, width=120, color_system=None).print(display.render())
+    lines = page.getvalue().splitlines()
+    assert lines[0].split() == "0 striped · mqar · lr 0.0005 step 20/100".split()
+    assert lines[1].split() == "1 striped · mqar · lr 0.0005 step 30/100 accuracy 0.125".split()
+    assert "2/4" in lines[2] and "50 s, 30 s left" in lines[2]
+    assert "1 ok" in lines[2] and "1 failed" in lines[2] and "diverged" not in lines[2]
+    assert "RuntimeError: no memory" in out.getvalue()
+
+
+def test_durations():
+    assert [duration(s) for s in (0.4, 59.4, 59.6, 187, 8100)] == ["0 s", "59 s", "1:00 min", "3:07 min", "2:15 h"]

@@ -1,0 +1,260 @@
+"""The leaderboard's arithmetic, by hand-computed examples, its outputs and its command."""
+
+import io
+import math
+import re
+from typing import Any
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from mad import leaderboard
+from mad.config import Run
+from mad.leaderboard.__main__ import main
+from mad.leaderboard.render import amount
+from mad.records import Record, Store
+
+
+def row(arch: Any = "a", task: Any = "copy", accuracy: Any = 0.5, **fields: Any) -> dict:
+    defaults = {"status": "ok", "lr": 1e-3, "weight_decay": 0.0, "seed": 0}
+    return {"arch": arch, "task": task, "accuracy": accuracy, **defaults, **fields}
+
+
+def build(*rows: dict, **options: Any) -> Any:
+    """The board, by architecture."""
+    return leaderboard.build(pd.DataFrame(list(rows)), **options).set_index("arch")
+
+
+def test_best_of_the_grid_then_mean_over_settings_then_mean_over_tasks():
+    board = build(
+        row(accuracy=0.1, lr=1e-4, weight_decay=0.0, **{"task.seq_len": 32}),
+        row(accuracy=0.4, lr=1e-4, weight_decay=0.1, **{"task.seq_len": 32}),
+        row(accuracy=0.2, lr=1e-3, weight_decay=0.1, **{"task.seq_len": 32}),
+        row(accuracy=0.8, **{"task.seq_len": 64}),
+        row(accuracy=1.0, task="mqar"),
+    )
+    assert board.loc["a", "copy"] == pytest.approx(0.6)  # (0.4 + 0.8) / 2
+    assert board.loc["a", "mqar"] == 1.0
+    assert board.loc["a", "mean"] == pytest.approx(0.8)  # of the tasks, not of the three settings
+    assert (board.loc["a", "settings_done"], board.loc["a", "settings_total"]) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("column", "settings"),
+    [
+        ("task.seq_len", 2),
+        ("train.num_train", 2),
+        ("train.epochs", 2),
+        ("optim.schedule", 1),
+        ("lr", 1),
+        ("train.precision", 1),
+        ("arch.max_length", 1),
+        ("device", 1),
+    ],
+)
+def test_a_setting_is_the_task_its_data_and_its_budget(column, settings):
+    board = build(row(accuracy=0.2, **{column: 1}), row(accuracy=0.6, **{column: 2}))
+    assert board.loc["a", "settings_total"] == settings
+    assert board.loc["a", "copy"] == pytest.approx(0.4 if settings == 2 else 0.6)
+
+
+def test_seeds_are_averaged_and_their_spread_is_the_standard_deviation():
+    board = build(
+        *(row(accuracy=score, seed=seed, lr=lr) for seed, lr, score in [(0, 1, 0.1), (0, 2, 0.3), (1, 1, 0.5)]),
+        *(row(task="mqar", accuracy=score, seed=seed) for seed, score in [(0, 0.6), (1, 0.8)]),
+    )
+    assert board.loc["a", "copy"] == pytest.approx(0.4)  # best of the grid is taken for each seed: 0.3 and 0.5
+    assert board.loc["a", "copy_std"] == pytest.approx(math.sqrt(0.02))
+    assert board.loc["a", "mean"] == pytest.approx(0.55)
+    assert board.loc["a", "mean_std"] == pytest.approx(math.sqrt(0.02))  # of 0.45 and 0.65
+    assert math.isnan(build(row())["copy_std"].iloc[0])
+
+
+def test_a_seed_that_lacks_a_setting_has_no_part_in_the_spread():
+    first, second = {"task.seq_len": 32}, {"task.seq_len": 64}
+    board = build(row(accuracy=0.2, **first), row(accuracy=0.4, seed=1, **first), row(accuracy=0.6, **second))
+    assert board.loc["a", "copy"] == pytest.approx(0.45) and math.isnan(board.loc["a", "copy_std"])
+
+
+def test_a_diverged_run_scores_zero_and_decides_only_where_it_is_alone():
+    board = build(
+        row("a", accuracy=0.9, status="diverged"),
+        row("a", accuracy=0.3, lr=1e-4),
+        row("b", accuracy=0.9, status="diverged"),
+    )
+    assert board["copy"].to_dict() == {"a": 0.3, "b": 0.0}
+    assert board["rank"].to_dict() == {"a": 1, "b": 2}
+    assert board["diverged"].to_dict() == {"a": 1, "b": 1} and board["ok"].to_dict() == {"a": 1, "b": 0}
+
+
+def test_a_failed_run_scores_nothing():
+    board = build(row("a", accuracy=0.1), row("b", accuracy=0.9, status="failed"))
+    assert math.isnan(board.loc["b", "copy"]) and math.isnan(board.loc["b", "mean"])
+    assert board.loc["b", ["settings_done", "settings_total", "failed"]].tolist() == [0, 1, 1]
+    assert list(board.index) == ["a", "b"] and pd.isna(board.loc["b", "rank"])
+
+
+def test_an_incomplete_row_stands_below_the_complete_ones_without_a_rank():
+    short, long = {"task.seq_len": 32}, {"task.seq_len": 64}
+    board = build(
+        row("easy only", accuracy=1.0, **short),
+        row("all", accuracy=0.9, **short),
+        row("all", accuracy=0.1, **long),
+        row("one task", task="mqar", accuracy=1.0),
+        row("all", task="mqar", accuracy=0.2),
+        row("easy only", task="mqar", accuracy=1.0),
+    )
+    assert list(board.index) == ["all", "easy only", "one task"]
+    assert board["rank"].dropna().to_dict() == {"all": 1}
+    assert board["settings_done"].tolist() == [3, 2, 1] and set(board["settings_total"]) == {3}
+    assert board.loc["easy only", "mean"] == 1.0 and math.isnan(board.loc["one task", "mean"])
+
+
+def test_selection_on_the_validation_split_reports_the_test_score_of_the_selected():
+    board = build(
+        row(accuracy=0.9, lr=1, valid_accuracy=0.2),
+        row(accuracy=0.5, lr=2, valid_accuracy=0.6),
+        row(accuracy=0.4, lr=3, valid_accuracy=0.6),  # a tie goes to the lower test score
+        row(accuracy=None, lr=4, status="diverged"),
+    )
+    assert (board.loc["a", "mean"], board.loc["a", "mean_valid_selected"]) == (0.9, 0.4)
+    assert math.isnan(build(row())["mean_valid_selected"].iloc[0])
+    partly = build(row(accuracy=0.9, lr=1), row(accuracy=0.5, lr=2, valid_accuracy=0.6))
+    assert math.isnan(partly["mean_valid_selected"].iloc[0])
+
+
+def test_the_score_is_the_one_the_runs_were_scored_by():
+    both = row(accuracy=0.2, macro_accuracy=0.7)
+    assert build(both)["copy"].iloc[0] == 0.2
+    assert build(both, score="macro_accuracy")["copy"].iloc[0] == 0.7
+    assert build(both | {"train.score": "macro_accuracy"})["copy"].iloc[0] == 0.7
+    with pytest.raises(ValueError, match="accuracy and macro_accuracy; choose one"):
+        build(both | {"train.score": "macro_accuracy"}, both | {"train.score": "accuracy"})
+
+
+def test_costs_are_the_largest_over_the_settings():
+    board = build(
+        row(params=10, flops=100, state_size=5, **{"task.seq_len": 1}),
+        row(params=20, flops=90, state_size=None, **{"task.seq_len": 2}),
+    )
+    assert board.loc["a", ["params", "flops", "state_size"]].tolist() == [20, 100, 5]
+
+
+def test_one_name_for_several_models_is_several_rows():
+    board = build(
+        row("hyena", accuracy=0.1, stack="hyena", **{"arch.dim": 64, "arch.max_length": 32}),
+        row("hyena", accuracy=0.2, stack="hyena", **{"arch.dim": 128, "arch.max_length": 64}),
+        row("other", accuracy=0.3, stack="mlp", **{"arch.dim": 64}),
+    )
+    assert list(board.index) == ["other", "hyena dim=128", "hyena dim=64"]
+
+
+def test_any_table_with_the_three_columns_will_do():
+    board = build({"arch": "x", "task": "t", "accuracy": "0.25"}, {"arch": "y", "task": "t", "accuracy": "0.5"})
+    assert board["t"].to_dict() == {"y": 0.5, "x": 0.25}
+
+
+def test_missing_columns_are_named_with_those_expected():
+    with pytest.raises(ValueError) as error:
+        build({"architecture": "x", "task": "t", "acuracy": 1.0})
+    message = str(error.value)
+    assert "'arch' (did you mean 'architecture'?)" in message and "'accuracy' (did you mean 'acuracy'?)" in message
+    assert "expected at least arch, task, accuracy" in message
+    with pytest.raises(ValueError, match="unknown status 'okay'.*'ok'"):
+        build(row(status="okay"))
+    with pytest.raises(ValueError, match="no runs"):
+        leaderboard.build(pd.DataFrame())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Reading and writing
+
+
+def record(arch: str, accuracy: float, seed: int = 0) -> Record:
+    run = Run.of({"task": {"name": "mqar", "num_kv": 4}, "arch": {"name": arch, "stack": [arch]}, "seed": seed})
+    return Record(
+        run.id, "ok", run.to_dict(), {"accuracy": accuracy}, cost={"params": 131600, "flops": 1, "state_size": 2}
+    )
+
+
+def sweep(folder, *records: Record) -> Store:
+    store = Store(folder)
+    for one in records:
+        store.write(one)
+    return store
+
+
+def test_a_folder_of_records_and_its_csv_give_the_same_board(tmp_path):
+    store = sweep(tmp_path / "one", *(record(arch, score) for arch, score in [("hyena", 0.25), ("attention", 0.5)]))
+    path = store.write_csv()
+    by_records, by_csv = (leaderboard.build(leaderboard.read([source])) for source in (store.folder, path))
+    pd.testing.assert_frame_equal(by_records, by_csv, check_dtype=False)
+    assert by_csv["arch"].tolist() == ["attention", "hyena"]
+
+
+def test_several_tables_are_ranked_together_and_a_run_counts_once(tmp_path):
+    one = sweep(tmp_path / "one", record("hyena", 0.25))
+    two = sweep(tmp_path / "two", record("hyena", 0.25), record("attention", 0.5))
+    table = leaderboard.read([one.folder, two.folder])
+    assert len(table) == 2
+    board = leaderboard.build(table)
+    assert board["arch"].tolist() == ["attention", "hyena"] and board["ok"].tolist() == [1, 1]
+
+
+def test_the_terminal_table_shows_scores_spread_costs_and_what_is_missing():
+    board = leaderboard.build(
+        pd.DataFrame(
+            [
+                row("hyena", "in_context_recall", 0.5, params=131600, flops=2.5e9, state_size=12),
+                row("hyena", "in_context_recall", 0.7, seed=1, params=131600, flops=2.5e9, state_size=12),
+                row("mlp", "in_context_recall", None, status="failed"),
+            ]
+        )
+    )
+    out = io.StringIO()
+    leaderboard.show(board, Console(file=out))
+    text = out.getvalue()
+    assert "in context recall" in text and "0.600 ± 0.141" in text
+    assert all(part in text for part in ("131.6k", "2.5G", "12", "1/1", "0/1", "without a rank"))
+    assert "valid-selected" not in text and "diverged" not in text
+
+
+def test_markdown_and_csv(tmp_path):
+    board = leaderboard.build(pd.DataFrame([row("attention|hyena", accuracy=1 / 3), row("b", accuracy=0.25)]))
+    lines = leaderboard.markdown(board).splitlines()
+    assert lines[0].startswith("| # | arch | mean | copy |") and lines[2].startswith(
+        "| 1 | attention\\|hyena | 0.333 |"
+    )
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines[:4]}) == 1
+    leaderboard.write_csv(board, tmp_path / "board.csv")
+    assert pd.read_csv(tmp_path / "board.csv").loc[0, "copy"] == 1 / 3
+
+
+def test_the_command(tmp_path, capsys):
+    store = sweep(tmp_path / "one", record("hyena", 0.25), record("attention", 0.5))
+    outputs = ["--csv", str(tmp_path / "b.csv"), "--md", str(tmp_path / "b.md")]
+    assert main([str(store.folder), *outputs]) == 0
+    assert "attention" in capsys.readouterr().out
+    assert pd.read_csv(tmp_path / "b.csv")["arch"].tolist() == ["attention", "hyena"]
+    assert (tmp_path / "b.md").read_text().startswith("| # | arch |")
+
+
+def test_the_command_says_what_is_wrong(tmp_path, capsys):
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "header.csv").write_text("arch,task,accuracy\n")
+    (tmp_path / "good.csv").write_text("arch,task,accuracy\nx,t,1\n")
+    for arguments, message in (
+        ([tmp_path / "nowhere"], "does not exist"),
+        ([tmp_path], "does not exist"),
+        ([tmp_path / "empty.csv"], "not a CSV file of runs"),
+        ([tmp_path / "header.csv"], "holds no runs"),
+        ([tmp_path / "good.csv", "--score", "macro_accuracy"], "lacks the column 'macro_accuracy'"),
+    ):
+        assert main(list(map(str, arguments))) == 2
+        said = capsys.readouterr()
+        assert message in said.err and "Traceback" not in said.err
+
+
+def test_amounts():
+    assert [amount(n) for n in (12, 999, 131600, 2.5e9, 3e12, math.nan)] == ["12", "999", "131.6k", "2.5G", "3.0T", ""]

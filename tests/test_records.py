@@ -1,0 +1,209 @@
+"""Records and their store: round trips, atomic files, damaged files, other versions."""
+
+import json
+import logging
+import math
+import os
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mad.config import Run
+from mad.records import SCHEMA, Record, Store, dumps, loads
+
+
+def make(seed: int = 0, status: str = "ok", **fields: Any) -> Record:
+    """A record with every kind of field filled."""
+    run = Run.of(
+        {
+            "task": {"name": "mqar", "vocab_size": 64, "segments": [[64, 4, 100]]},
+            "arch": {"name": "striped", "stack": ["hyena", "swiglu"]},
+            "optim": {"lr": 1e-3},
+            "seed": seed,
+        }
+    )
+    defaults: dict[str, Any] = {
+        "metrics": {"accuracy": 0.1 + 0.2, "loss": 1e-300},
+        "curve": [{"step": 10, "train_loss": 2.5, "accuracy": 0.25}],
+        "cost": {"params": 1000, "flops": 2000, "state_size": 64},
+        "steps": 10,
+        "seconds": 1.5,
+        "started": "2026-01-01T00:00:00+00:00",
+        "device": "cpu",
+        "git_commit": "abc",
+        "versions": {"mad": "0.1.0", "torch": "2.13.0"},
+    }
+    return Record(run_id=run.id, status=status, config=run.to_dict(), **(defaults | fields))
+
+
+def test_a_record_survives_the_store(tmp_path):
+    store, record = Store(tmp_path / "sweep"), make(sweep="mine", error="Traceback\nValueError: x")
+    store.write(record)
+    assert store.read(record.run_id) == record
+    assert Store(tmp_path / "sweep").records() == [record]
+
+
+@given(st.recursive(st.floats() | st.integers() | st.none() | st.booleans(), lambda v: st.lists(v), max_leaves=8))
+def test_json_is_standard_and_keeps_every_float(value):
+    text = dumps({"x": value})
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    json.loads(text, parse_constant=refuse)
+    assert repr(loads(text)["x"]) == repr(value)  # repr: nan equals itself, -0.0 differs from 0.0
+
+
+def test_a_diverged_record_keeps_its_nan(tmp_path):
+    store, record = Store(tmp_path), make(status="diverged", metrics={"loss": math.nan, "train_loss": math.inf})
+    store.write(record)
+    back = store.read(record.run_id)
+    assert back is not None and math.isnan(back.metrics["loss"]) and back.metrics["train_loss"] == math.inf
+
+
+def test_ok_and_diverged_are_done_and_failed_is_not(tmp_path):
+    store = Store(tmp_path)
+    for seed, status in enumerate(("ok", "diverged", "failed")):
+        store.write(make(seed, status))
+    assert [store.done(make(seed).run_id) for seed in range(4)] == [True, True, False, False]
+
+
+def test_a_record_replaces_the_earlier_one_and_leaves_no_other_file(tmp_path):
+    store = Store(tmp_path)
+    store.write(make(status="failed"))
+    store.write(make(status="ok"))
+    assert [record.status for record in store.records()] == ["ok"]
+    assert [path.name for path in store.runs.iterdir()] == [f"{make().run_id}.json"]
+
+
+def test_a_write_that_is_interrupted_leaves_the_earlier_record(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    store.write(make(status="failed"))
+
+    def interrupted(*paths):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.write(make(status="ok"))
+    assert [record.status for record in store.records()] == ["failed"]
+    assert len(list(store.runs.iterdir())) == 1
+
+
+def test_nothing_is_made_before_the_first_record(tmp_path):
+    store = Store(tmp_path / "new")
+    assert store.records() == [] and not store.done("x")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"run_id": "x", "sta',
+        "",
+        "[]",
+        b"\xff\xfe",
+        '{"run_id": "RUN", "status": "ok"}',
+        '{"run_id": "RUN", "status": "okay", "config": {}}',
+        '{"run_id": "RUN", "status": "ok", "config": {}, "metric": {}}',
+        '{"run_id": "RUN", "status": "ok", "config": []}',
+        '{"run_id": "another", "status": "ok", "config": {}}',
+    ],
+)
+def test_a_corrupt_record_is_reported_set_aside_and_not_done(tmp_path, caplog, text):
+    store, record = Store(tmp_path), make()
+    store.write(make(seed=1))
+    store.write(record)
+    path = store.runs / f"{record.run_id}.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.replace("RUN", record.run_id).encode())
+    with caplog.at_level(logging.WARNING):
+        assert not store.done(record.run_id)
+    assert path.name in caplog.text and "not done" in caplog.text
+    assert [p.name for p in store.corrupt] == [f"{record.run_id}.json.corrupt"] and store.corrupt[0].exists()
+    assert [r.run_id for r in store.records()] == [make(seed=1).run_id]
+    store.write(record)
+    assert store.done(record.run_id)
+
+
+def test_a_store_of_another_schema_is_an_error_that_says_what_to_do(tmp_path):
+    (tmp_path / "store.json").write_text('{"schema": 99, "sweep": "old"}')
+    with pytest.raises(ValueError, match=rf"schema 99.* schema {SCHEMA};.*results_dir"):
+        Store(tmp_path)
+
+
+def test_a_record_of_another_schema_is_an_error_and_stays(tmp_path):
+    store, record = Store(tmp_path), make(schema=99)
+    store.write(record)
+    with pytest.raises(ValueError, match="schema 99"):
+        store.records()
+    assert (store.runs / f"{record.run_id}.json").exists()
+
+
+@pytest.mark.parametrize("text", ["not json", "{}", "[]"])
+def test_a_store_json_of_somebody_else_is_an_error(tmp_path, text):
+    (tmp_path / "store.json").write_text(text)
+    with pytest.raises(ValueError, match="store.json"):
+        Store(tmp_path)
+
+
+def test_a_file_in_place_of_the_folder_is_an_error(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        Store(tmp_path / "taken")
+
+
+def test_the_sweeps_name_is_kept(tmp_path):
+    assert Store(tmp_path / "folder").sweep == "folder"
+    Store(tmp_path / "folder", "mine").write(make())
+    assert Store(tmp_path / "folder").sweep == "mine"
+
+
+def test_the_table_has_a_row_for_every_run_also_failed_and_diverged_ones(tmp_path):
+    store = Store(tmp_path)
+    store.write(make(0))
+    store.write(make(1, "diverged", metrics={"loss": math.nan}))
+    store.write(
+        make(2, "failed", metrics={}, cost={}, error="Traceback (most recent call last):\n  x\nValueError: no\n")
+    )
+    table = store.table().set_index("seed")
+    assert table["status"].to_dict() == {0: "ok", 1: "diverged", 2: "failed"}
+    row = table.loc[0]
+    assert (row["arch"], row["stack"], row["task"]) == ("striped", "hyena-swiglu", "mqar")
+    assert (row["lr"], row["accuracy"], row["params"], row["state_size"]) == (1e-3, 0.1 + 0.2, 1000, 64)
+    assert (row["task.vocab_size"], row["task.segments"], row["train.epochs"]) == (64, "[[64, 4, 100]]", 200)
+    assert (row["arch.dim"], row["optim.schedule"], row["device"]) == (128, "cosine", "cpu")
+    assert table.loc[2, "error"] == "ValueError: no"
+    assert pd.isna(table.loc[1, "loss"]) and pd.isna(table.loc[2, "accuracy"])
+
+
+def test_results_csv_says_what_the_table_says(tmp_path):
+    store = Store(tmp_path)
+    for seed in range(3):
+        store.write(make(seed, metrics={"accuracy": 1 / (seed + 3)}))
+    other = make(5)
+    other.config["task"] = {"name": "copying", "tokens_to_copy": 16}  # options of its own: others' are empty
+    store.write(other)
+    back = pd.read_csv(store.write_csv())
+    pd.testing.assert_frame_equal(back, store.table(), check_dtype=False)
+    assert list(back.columns).index("task.tokens_to_copy") < list(back.columns).index("lr")  # beside its like
+    assert ",16," in (tmp_path / "results.csv").read_text()  # not 16.0 for want of a value elsewhere
+
+
+def test_a_stack_with_options_is_json_and_without_a_name_is_the_row(tmp_path):
+    record = make()
+    record.config["arch"] = {"name": None, "stack": [{"name": "moe", "top_k": 1}]}
+    store = Store(tmp_path)
+    store.write(record)
+    row = store.table().iloc[0]
+    assert row["arch"] == row["stack"] == '[{"name": "moe", "top_k": 1}]'
+
+
+def test_rows_do_not_depend_on_the_order_of_arrival(tmp_path):
+    for folder, seeds in (("a", range(5)), ("b", reversed(range(5)))):
+        for seed in seeds:
+            Store(tmp_path / folder).write(make(seed))
+        Store(tmp_path / folder, "sweep").write_csv()
+    assert (tmp_path / "a/results.csv").read_text() == (tmp_path / "b/results.csv").read_text()

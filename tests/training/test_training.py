@@ -1,0 +1,220 @@
+"""Training: runs repeat bit for bit, learn what they should, and say what became of them."""
+
+import math
+
+import pytest
+import torch
+
+from mad import tasks, training
+from mad.config import Optim, Run
+from mad.training.data import Batches, Examples, compact, load
+from mad.training.evaluate import evaluate, loss_of
+from mad.training.loop import CURVE_POINTS
+from mad.training.schedule import learning_rate
+
+TINY = {
+    "task": {"name": "mqar", "vocab_size": 32, "seq_len": 16, "num_kv": 2},
+    "arch": {"stack": "base_conv-attention", "dim": 16},
+    "train": {"steps": 6, "batch_size": 8, "num_train": 32, "num_test": 16, "eval_every": 2},
+    "device": "cpu",
+}
+
+
+def tiny(**changes):
+    """TINY with the sections changed."""
+    return {
+        key: {**TINY.get(key, {}), **changes.get(key, {})} if isinstance(TINY.get(key, {}), dict) else TINY[key]
+        for key in TINY | changes
+        if key != "seed"
+    } | ({"seed": changes["seed"]} if "seed" in changes else {})
+
+
+def same(a, b):
+    """Equal records, but for the clock."""
+    a, b = a.to_dict(), b.to_dict()
+    return {k: v for k, v in a.items() if k not in ("seconds", "started")} == {
+        k: v for k, v in b.items() if k not in ("seconds", "started")
+    }
+
+
+def test_the_same_run_gives_the_same_bits():
+    first = training.train(tiny())
+    training.train(tiny(seed=1))  # another run in between
+    torch.rand(3)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    assert same(first, training.train(tiny()))
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
+    assert first.curve != training.train(tiny(seed=1)).curve
+
+
+def test_dropout_repeats_too_and_leaves_the_generator_alone():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = training.train(tiny(arch={"embed_dropout": 0.3}))
+    assert torch.equal(before, torch.get_rng_state())
+    assert same(first, training.train(tiny(arch={"embed_dropout": 0.3})))
+    assert first.curve != training.train(tiny()).curve
+
+
+def test_a_record_says_what_ran():
+    record = training.train(tiny())
+    assert record.status == "ok" and record.steps == 6 and [p["step"] for p in record.curve] == [2, 4, 6]
+    assert record.run_id == training.prepare(tiny()).id == training.prepare(training.prepare(tiny())).id
+    assert record.config["task"]["power"] == 0.01 and record.config["train"]["precision"] == "fp32"
+    assert record.config["arch"]["name"] == "base_conv-attention" and record.config["arch"]["max_length"] == 16
+    assert set(record.cost) == {"params", "flops", "state_size"} and min(record.cost.values()) > 0
+    assert {"accuracy", "macro_accuracy", "loss", "train_loss", "best_accuracy", "valid_accuracy"} <= set(record.metrics)
+    assert record.device == "cpu" and set(record.versions) == {"mad", "torch", "python"}
+
+
+def test_recall_is_learned_with_attention_and_not_without():
+    settings = {
+        "task": {"vocab_size": 64, "seq_len": 32, "num_kv": 2},
+        "arch": {"dim": 32},
+        "optim": {"lr": 1e-2},
+        "train": {"steps": 150, "batch_size": 64, "num_train": 4000, "num_test": 200, "eval_every": 25},
+    }
+    assert training.train(tiny(**settings)).metrics["accuracy"] > 0.95
+    settings["arch"] = {"dim": 32, "stack": "base_conv*2"}
+    assert training.train(tiny(**settings)).metrics["accuracy"] < 0.3
+
+
+def test_early_stop():
+    record = training.train(tiny(train={"stop_at": 0.0}))
+    assert record.steps == 2 and record.status == "ok"
+    assert training.train(tiny(train={"stop_at": None})).steps == 6
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_measured():
+    record = training.train(tiny(optim={"lr": 1e18}))
+    assert record.status == "diverged" and record.steps < 6
+    assert not math.isfinite(record.curve[-1]["train_loss"])
+    assert all(math.isfinite(v) for v in record.metrics.values())
+
+
+def test_the_curve_is_thinned():
+    record = training.train(tiny(train={"steps": 120, "eval_every": 1, "stop_at": None}))
+    assert len(record.curve) <= CURVE_POINTS and record.curve[-1]["step"] == 120
+
+
+def test_a_mixture_of_lengths():
+    task = {"segments": [[8, 2, 24], [16, 4, 8]], "test_segments": [[8, 2, 8], [12, 2, 8], [16, 4, 8]]}
+    record = training.train(tiny(task=task, train={"num_train": None, "num_test": None, "steps": None, "epochs": 2}))
+    assert record.steps == 2 * (3 + 1)
+    parts = [record.metrics[f"accuracy_{i}"] for i in range(3)]
+    assert record.metrics["accuracy"] == pytest.approx(sum(parts) / 3)
+
+
+def test_every_head_trains():
+    for task in ({"name": "compression", "seq_len": 8}, {"name": "memorization", "vocab_size": 16, "seq_len": 8}):
+        record = training.train(tiny() | {"task": task})
+        assert record.status == "ok" and record.curve[-1]["train_loss"] != record.curve[0]["train_loss"]
+
+
+def test_progress_is_told():
+    told = []
+    training.train(tiny(), told.append)
+    assert [p["step"] for p in told] == [2, 4, 6] and all(p["steps"] == 6 for p in told)
+
+
+def test_batches_use_every_example_once_a_pass():
+    inputs = torch.arange(10).unsqueeze(1)
+    batches = Batches([Examples(inputs, None, inputs)], batch_size=4, seed=0)
+    assert batches.per_epoch == 3
+    seen = torch.cat([batches.next().inputs.flatten() for _ in range(5)])
+    assert sorted(seen[:10].tolist()) == list(range(10)) == sorted(seen[10:].tolist())
+    assert seen[:10].tolist() != list(range(10)) and seen[:10].tolist() != seen[10:].tolist()
+
+
+def test_scored_positions_give_the_loss_of_all_positions():
+    torch.manual_seed(0)
+    (examples,) = load(tasks.build("mqar", vocab_size=32, seq_len=16, num_kv=2), 8, 0, "train", "cpu")
+    assert examples.positions is not None and examples.targets.shape == (8, 2)
+    inputs, targets = tasks.build("mqar", vocab_size=32, seq_len=16, num_kv=2).sample(8)
+    logits = torch.randn(8, 16, 32)
+    picked = logits.gather(1, examples.positions.unsqueeze(-1).expand(-1, -1, 32))
+    assert torch.allclose(loss_of(picked, examples.targets), loss_of(logits, targets))
+
+
+def test_accuracies_against_their_definitions():
+    torch.manual_seed(0)
+    targets = torch.randint(0, 6, (40, 7)).masked_fill(torch.rand(40, 7) < 0.5, -100)
+    logits = torch.randn(40, 7, 8)
+    examples = compact(torch.arange(40 * 7).view(40, 7), targets)
+
+    class Table(torch.nn.Module):
+        def forward(self, tokens, positions):
+            chosen = logits[tokens[:, 0] // 7]
+            return chosen if positions is None else chosen.gather(1, positions.unsqueeze(-1).expand(-1, -1, 8))
+
+    got = evaluate(Table(), [examples], batch_size=16, vocab_size=8)
+    guess, scored = logits.argmax(-1), targets != -100
+    assert got["accuracy"] == pytest.approx((guess == targets)[scored].float().mean().item())
+    recalls = []
+    for label in range(8):
+        is_label, guessed = (targets == label) & scored, (guess == label) & scored
+        if is_label.any() or guessed.any():
+            recalls.append((is_label & guessed).sum().item() / max(1, is_label.sum().item()))
+    assert got["macro_accuracy"] == pytest.approx(sum(recalls) / len(recalls))
+    assert got["loss"] == pytest.approx(loss_of(logits, targets).item(), rel=1e-6)
+
+
+def test_schedules():
+    cosine = Optim(lr=1.0, min_lr=0.1, warmup_steps=4)
+    rates = [learning_rate(cosine, step, 24) for step in range(24)]
+    assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8]) and rates[4] == pytest.approx(1.0)
+    assert rates[14] == pytest.approx(0.55) and min(rates[4:]) == rates[-1] < 0.12
+    constant = Optim(lr=0.5, schedule="constant")
+    assert {learning_rate(constant, step, 10) for step in range(10)} == {0.5}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"task": {"name": "mqarr"}}, "unknown task 'mqarr' .did you mean 'mqar'"),
+        ({"task": {"num_kw": 2}}, "unknown option of task 'mqar': 'num_kw' .did you mean 'num_kv'"),
+        ({"task": {"num_kv": 9}}, "seq_len=16 is too short for num_kv=9"),
+        ({"arch": {"stack": "hyenna"}}, "unknown layer 'hyenna' .did you mean 'hyena'"),
+        ({"arch": {"stack": []}}, "the stack is empty"),
+        ({"arch": {"stack": "mh_attention", "dim": 24}}, "num_heads=16 does not divide dim=24"),
+        ({"arch": {"max_length": 8}}, "arch.max_length=8 is shorter than the 16 tokens"),
+        ({"optim": {"lr": math.nan}}, "optim.lr must be a number, got nan"),
+        ({"optim": {"lr": 0.0}}, "optim.lr must be above 0"),
+        ({"optim": {"lrr": 1e-3}}, "unknown key 'optim.lrr' .did you mean 'optim.lr'"),
+        ({"optim": {"schedule": "cosin"}}, "unknown optim.schedule 'cosin' .did you mean 'cosine'"),
+        ({"train": {"precision": "fp16"}}, "unknown train.precision 'fp16'"),
+        ({"train": {"batch_size": 0}}, "train.batch_size must be at least 1"),
+        ({"plugins": ["nowhere.py"]}, "plugin 'nowhere.py' is not a file"),
+    ],
+)
+def test_bad_runs(changes, message):
+    plugins = {"plugins": changes.pop("plugins")} if "plugins" in changes else {}
+    with pytest.raises(ValueError, match=message):
+        training.prepare(tiny(**changes) | plugins)
+
+
+def test_cuda_is_refused_where_there_is_none():
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    with pytest.raises(ValueError, match="torch sees no CUDA device"):
+        training.prepare(tiny() | {"device": "cuda"})
+
+
+def test_a_plugin_brings_a_layer_and_its_text_decides_the_run_id(tmp_path):
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "import layers\n"
+        "@layers.register('doubling', kind='channel')\n"
+        "class Doubling(layers.ChannelMixer):\n"
+        "    def forward(self, x):\n"
+        "        return 2 * x\n"
+        "    def flops(self, length):\n"
+        "        return 0\n"
+    )
+    run = tiny(arch={"stack": "base_conv-doubling"}) | {"plugins": [str(plugin)]}
+    first = training.prepare(run).id
+    assert training.train(run).status == "ok"
+    plugin.write_text(plugin.read_text().replace("2 * x", "3 * x"))
+    assert training.prepare(run).id != first
