@@ -87,9 +87,7 @@ class GridSweeper(Sweeper):
     def parse(self, texts: list[str]) -> dict[str, list[str]]:
         overrides = OverridesParser.create(config_loader=self.loader).parse_overrides(texts)
         return {
-            override.get_key_element(): [
-                f"{override.get_key_element()}={value}" for value in _values(override)
-            ]
+            override.get_key_element(): [f"{override.get_key_element()}={value}" for value in _values(override)]
             for override in overrides
             if not override.is_hydra_override() and override.get_key_element() != "sweeps"
         }

@@ -60,7 +60,7 @@ def main() -> None:
         point.arguments = [argument for argument in arguments if not argument.startswith(("hydra.", "sweeps="))]
         sys.argv[1:] = [argument for argument in arguments if argument not in point.arguments]
     if not any(argument.startswith("hydra.searchpath=") for argument in arguments):
-        sys.argv.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in search_path())}]")
+        sys.argv.insert(1, f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in search_path())}]")
     hydra.main(version_base=None, config_path=str(ROOT / "conf"), config_name="config")(point)()
 
 
@@ -85,7 +85,9 @@ def run_points(points: Callable[[], list[Point]]) -> None:
     try:
         summary = engine.execute(runs, store, machine, engine.display(console))
     except KeyboardInterrupt:
-        print(f"\nstopped; what had finished is in {store.folder}, the same command goes on from there", file=sys.stderr)
+        print(
+            f"\nstopped; what had finished is in {store.folder}, the same command goes on from there", file=sys.stderr
+        )
         sys.exit(130)
     mine = {run.id for run in runs}
     table = store.table()
@@ -100,7 +102,9 @@ def run_points(points: Callable[[], list[Point]]) -> None:
     tracker.publish([record for record in store.records() if record.run_id in mine], sweep["name"], store.folder)
     print(f"results in {store.folder}: results.csv, leaderboard.csv, leaderboard.md, runs/")
     if failed:
-        sys.exit(f"{failed} runs failed; their tracebacks are in {store.folder}/runs, the same command tries them again")
+        sys.exit(
+            f"{failed} runs failed; their tracebacks are in {store.folder}/runs, the same command tries them again"
+        )
 
 
 point.run_points = run_points

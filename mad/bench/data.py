@@ -16,7 +16,7 @@ from rich.table import Table
 
 from mad import tasks
 
-# Beyond the MAD protocol: Zoology's four lengths, BASED's longest, and recall in the one further size that was measured.
+# Beyond the MAD protocol: Zoology's lengths, BASED's longest, and recall in one more size that was measured.
 MORE = [
     ("in_context_recall", {"vocab_size": 128, "seq_len": 1024}),
     ("mqar", {"vocab_size": 8192, "seq_len": 64, "num_kv": 4}),
@@ -46,9 +46,12 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.repeats < 1:
         parser.error(f"--repeats must be at least 1, got {args.repeats}")
-    table = Table("task", "options", "sequences", "seconds", "peak MB", "published s")
-    for name, options in generators():
-        if not args.task or name in args.task:
+    table = Table("task, and what differs from its baseline", title="one core")
+    for title in ("sequences", "seconds", "peak MB", "published s"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name in args.task or measured:
+        table.add_section()
+        for options in (options for other, options in generators() if other == name):
             table.add_row(*measure(name, options, args.repeats))
     Console().print(table)
 
@@ -76,11 +79,11 @@ def measure(name: str, options: dict[str, Any], repeats: int) -> list[str]:
     generate(task)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
+    changes = [f"{key} {value}" for key, value in options.items() if value != tasks.options(name)[key]]
     sequences = task.num_train + task.num_test
     published = [ms for other, given, ms in PUBLISHED_MS if other == name and given.items() <= task.options.items()]
     return [
-        name,
-        " ".join(f"{key}={value}" for key, value in options.items()),
+        f"  {', '.join(changes)}" if changes else name,
         f"{sequences:,}",
         f"{statistics.median(seconds):.3f}",
         f"{peak / 1e6:.0f}",

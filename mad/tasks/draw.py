@@ -17,40 +17,51 @@ def distinct(rng: np.random.Generator, num: int, count: int, ids: int) -> np.nda
     drawn = rng.integers(0, ids, (num, count))  # (N, K)
     rows = np.arange(num)
     while len(rows):
-        again = first_equal(drawn[rows]) != np.arange(count)
-        drawn[rows[:, None], np.arange(count)] = np.where(again, rng.integers(0, ids, again.shape), drawn[rows])
-        rows = rows[again.any(axis=1)]
+        column, starts = runs(drawn[rows])
+        row, place = np.nonzero(~starts)
+        drawn[rows[row], column[row, place]] = rng.integers(0, ids, len(row))
+        rows = rows[~starts.all(axis=1)]
     return drawn
 
 
-def motifs(rng: np.random.Generator, shape: tuple[int, int], size: int, ids: int) -> list[np.ndarray]:
+def motifs(rng: np.random.Generator, shape: tuple[int, ...], size: int, ids: int, dtype: np.dtype) -> list[np.ndarray]:
     """Tuples of `size` different numbers from [0, ids), all ordered tuples equally likely: `size` arrays of `shape`.
 
     The first steps of a Fisher-Yates shuffle of [0, ids), of which only the swapped places are followed. Cost grows
     with size^2: for short tuples, of which there are many.
     """
-    swapped = [rng.integers(i, ids, shape, dtype=np.int32) for i in range(size)]
+    swapped = [rng.integers(i, ids, shape, dtype=dtype) for i in range(size)]
     drawn = []
     for i, token in enumerate(swapped):
         for j in reversed(range(i)):  # what lies at the place of swap j is what lay at place j before
-            token = np.where(token == swapped[j], np.int32(j), token)
+            token = np.where(token == swapped[j], dtype.type(j), token)
         drawn.append(token)
     return drawn
 
 
-def first_equal(codes: np.ndarray) -> np.ndarray:
-    """The column where each entry's number occurs first in its row: (N, P) non-negative -> (N, P).
+def pick(array: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """array (N, P) at columns (N, S), row by row: (N, S). A faster `np.take_along_axis`."""
+    return array.take(columns + array.shape[1] * np.arange(len(array))[:, None])
 
-    One sort of (number, column) packed into an integer, since sorting is far faster than argsort.
-    """
-    rows, columns = codes.shape
-    bits = columns.bit_length()
-    packed = np.sort((codes.astype(np.int64) << bits) | np.arange(columns), axis=1)
-    number, column = packed >> bits, packed & ((1 << bits) - 1)
-    starts = np.ones(codes.shape, dtype=bool)  # of a run of equal numbers, whose columns ascend
-    starts[:, 1:] = number[:, 1:] != number[:, :-1]
-    starts = np.flatnonzero(starts)
+
+def first_equal(codes: np.ndarray) -> np.ndarray:
+    """The column where each entry's number occurs first in its row: (N, P) non-negative -> (N, P)."""
+    column, starts = runs(codes)
+    heads = np.flatnonzero(starts)
     first = np.empty_like(column)
-    place = column + columns * np.arange(rows)[:, None]  # in a flat array: twice as fast as rows and columns
-    first.put(place, column.take(starts).repeat(np.diff(starts, append=codes.size)))
+    place = column + codes.shape[1] * np.arange(len(codes))[:, None]  # in a flat array: faster than rows and columns
+    first.put(place, column.take(heads).repeat(np.diff(heads, append=codes.size)))
     return first
+
+
+def runs(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Columns in the order of each row's numbers, equal ones in ascending columns, and where a number starts: (N, P).
+
+    Number and column are packed into one integer (they must fit in 63 bits), as a sort is far faster than an argsort.
+    """
+    bits = codes.shape[1].bit_length()
+    packed = np.sort((codes.astype(np.int64) << bits) | np.arange(codes.shape[1]), axis=1)
+    number, column = packed >> bits, packed & ((1 << bits) - 1)
+    starts = np.ones(codes.shape, dtype=bool)
+    starts[:, 1:] = number[:, 1:] != number[:, :-1]
+    return column, starts

@@ -37,23 +37,21 @@ class FuzzyInContextRecall(Task):
                     f"{name}={motif} needs as many different tokens, but vocab_size={vocab_size} leaves {ids}; "
                     f"expected {name} of at most {ids}, or vocab_size of at least {2 * motif + (name == 'k_motif')}"
                 )
-        if (self.num_keys + 1) ** k_motif * 2 * seq_len >= 2**63:  # see draw.first_equal
+        if (self.num_keys + 1) ** k_motif * 2 * seq_len >= 2**63:  # see draw.runs
             raise ValueError(f"k_motif={k_motif} of {self.num_keys} ids is too many keys to count with 64 bits")
         at_least(2 * (k_motif + v_motif) + 1, "twice the longest pair, and one", seq_len=seq_len)
         super().__init__(vocab_size=vocab_size, seq_len=seq_len)
         self.k_motif, self.v_motif = k_motif, v_motif
 
     def generate(self, rng: np.random.Generator, num: int, train: bool) -> tuple[np.ndarray, np.ndarray]:
-        k_size, v_size, first, tokens = self._draw_pairs(rng, num, train)
-        size = k_size + v_size
+        k_size, size, first, tokens = self._draw_pairs(rng, num, train)
         order, count = self._arrange(rng, size, first)  # (N, S), (N,)
-        slot = np.arange(order.shape[1])
-        row = first.shape[1] * np.arange(num)[:, None]  # where a row starts in a flat (N, P)
 
         # Pair by pair: how many tokens, and where in `tokens`. Row by row they fill the right end of a sequence.
         width = self.k_motif + self.v_motif
-        source = ((row + first) * width + self.k_motif - k_size).take(row + order).ravel()
-        size = np.where(slot < count[:, None], size.take(row + order), 0)
+        source = (first + first.shape[1] * np.arange(num)[:, None]) * width + self.k_motif - k_size
+        source = draw.pick(source, order).ravel()
+        size = np.where(np.arange(order.shape[1]) < count[:, None], draw.pick(size, order), 0)
         filled = np.arange(self.seq_len + 1) >= self.seq_len + 1 - size.sum(axis=1)[:, None]  # (N, L + 1)
         size = size.ravel()
         place = np.repeat(source - (size.cumsum() - size), size) + np.arange(size.sum())
@@ -61,7 +59,7 @@ class FuzzyInContextRecall(Task):
         sequence[filled] = tokens.take(place)
         inputs, targets = sequence[:, :-1], sequence[:, 1:]
         if not train:
-            first = first.take(row + order)
+            first = draw.pick(first, order)
             probe = first == 0
             known = np.where(probe, probe.cumsum(axis=1) > 1, first < order)  # its key was shown before
             scored = np.zeros(filled.shape, dtype=bool)
@@ -72,23 +70,25 @@ class FuzzyInContextRecall(Task):
     def _draw_pairs(self, rng: np.random.Generator, num: int, train: bool) -> tuple[np.ndarray, ...]:
         """Enough pairs for the longest stream, the probe in column 0.
 
-        Returns sizes of keys and of values (N, P); the column where a pair's key occurs first (N, P), which holds the
+        Returns sizes of keys and of pairs (N, P); the column where a pair's key occurs first (N, P), which holds the
         pair, its value too; tokens (N, P, k_motif + v_motif), of which the key ends and the value starts at k_motif.
         """
         longest = self.seq_len - self.k_motif - self.v_motif  # no stream is longer
         low = 1 if train else self.k_motif
-        k_size = rng.integers(low, self.k_motif + 1, (num, longest // (low + 1) + 3), dtype=np.int32)
+        k_size = rng.integers(low, self.k_motif + 1, (num, longest // (low + 1) + 3), dtype=np.int16)
         least = (k_size[:, 1:] + 1).cumsum(axis=1, dtype=np.int32)  # tokens, were all values of one token
         k_size = k_size[:, : 3 + (least < longest).sum(axis=1).max()]  # the stream, and the probe before and after it
-        keys = draw.motifs(rng, k_size.shape, self.k_motif, self.num_keys)
-        values = draw.motifs(rng, k_size.shape, self.v_motif, self.num_values)
+        v_size = rng.integers(1, self.v_motif + 1, k_size.shape, dtype=np.int16)
+        small = np.min_scalar_type(self.vocab_size)  # of tokens, of which there are many
+        keys = draw.motifs(rng, k_size.shape, self.k_motif, self.num_keys, small)
+        values = draw.motifs(rng, k_size.shape, self.v_motif, self.num_values, small)
         code = np.zeros(k_size.shape, dtype=np.int64)  # one number for a key and its size
         for i, token in enumerate(keys):
             code *= self.num_keys + 1
             code += (token + 1) * (k_size >= self.k_motif - i)
         first = draw.first_equal(code)
-        v_size = np.take_along_axis(rng.integers(1, self.v_motif + 1, k_size.shape), first, axis=1)
-        return k_size, v_size, first, np.stack([*keys, *(self.num_keys + token for token in values)], axis=-1)
+        tokens = np.stack([*keys, *(self.num_keys + token for token in values)], axis=-1)
+        return k_size, draw.pick(k_size + v_size, first).astype(np.int64), first, tokens
 
     def _arrange(self, rng: np.random.Generator, size: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The order of the pairs in the sequence, (N, S) columns, and how many there are (N,), the last the probe."""
@@ -103,10 +103,10 @@ class FuzzyInContextRecall(Task):
         place[drawn] = len(slot)  # nowhere: its key came by itself
         order = np.where(slot == place, 0, slot + 1 - (slot > place))  # (N, S)
 
-        size = np.take_along_axis(size, order, axis=1)
+        size = draw.pick(size, order)
         starts = size.cumsum(axis=1) - size
         count = (starts < ends[:, None]).sum(axis=1)
-        shown = ((np.take_along_axis(first, order, axis=1) == 0) & (slot < count[:, None])).any(axis=1)
+        shown = ((draw.pick(first, order) == 0) & (slot < count[:, None])).any(axis=1)
         order[~shown, count[~shown] - 1] = 0  # in place of the last pair
         order[np.arange(num), count] = 0
         return order, count + 1

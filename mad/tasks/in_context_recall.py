@@ -55,8 +55,8 @@ def pairs(rng: np.random.Generator, shown: np.ndarray, num_ids: int) -> tuple[np
     first[:, -1] = draw.one_of(rng, fresh[:, :-1])
     known = shown & (first < place)
     tokens = np.empty((num, length, 2), dtype=np.int64)
-    tokens[..., 0] = np.take_along_axis(keys, first, axis=1)
-    tokens[..., 1] = np.take_along_axis(values, first, axis=1)  # a key keeps the value it was first shown with
+    tokens[..., 0] = draw.pick(keys, first)
+    tokens[..., 1] = draw.pick(values, first)  # a key keeps the value it was first shown with
     return tokens.reshape(num, 2 * length), known
 
 

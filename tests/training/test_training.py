@@ -65,7 +65,9 @@ def test_a_record_says_what_ran():
     assert record.config["task"]["power"] == 0.01 and record.config["train"]["precision"] == "fp32"
     assert record.config["arch"]["name"] == "base_conv-attention" and record.config["arch"]["max_length"] == 16
     assert set(record.cost) == {"params", "flops", "state_size"} and min(record.cost.values()) > 0
-    assert {"accuracy", "macro_accuracy", "loss", "train_loss", "best_accuracy", "valid_accuracy"} <= set(record.metrics)
+    assert {"accuracy", "macro_accuracy", "loss", "train_loss", "best_accuracy", "valid_accuracy"} <= set(
+        record.metrics
+    )
     assert record.device == "cpu" and set(record.versions) == {"mad", "torch", "python"}
 
 

@@ -1,0 +1,167 @@
+"""What every registered layer promises, whoever wrote it: a new layer is tested here without an edit."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+import layers
+
+DIM, LENGTH = 64, 33
+EXTRA = [
+    {"name": "hyena", "filter": {"name": "rtf", "init": "montel"}},
+    {"name": "rtf", "init": "xavier", "constraint": "l1_montel", "num_a": 4},
+    {"name": "attention", "rope": False},
+    {"name": "sliding_attention", "window": 5},
+    {"name": "monarch_mixer", "causal": False},
+    {"name": "linear_attention", "feature_map": "elu", "rope": True, "num_heads": 4},
+    *(
+        {"name": "linear_attention", "feature_map": name, "num_heads": 4, "normalize": name != "identity"}
+        for name in ("relu", "identity", "t2r", "dpfp", "cosformer", "performer", "taylor", "hedgehog")
+    ),
+]
+SPECS = [*layers.names(), *EXTRA]
+
+
+def build(spec, dtype=torch.float64):
+    torch.manual_seed(0)
+    return layers.build(spec, DIM, LENGTH).to(dtype)
+
+
+def sequence(length=LENGTH, batch=2):
+    torch.manual_seed(1)
+    return torch.randn(batch, length, DIM, dtype=torch.float64)
+
+
+def looks_ahead(function, x):
+    """Does an output depend on a later input?"""
+    x = x.clone().requires_grad_()
+    t = x.shape[1] // 2
+    (gradient,) = torch.autograd.grad(function(x)[:, t].square().sum(), x)
+    return bool(gradient[:, t + 1 :].any())
+
+
+@pytest.fixture(params=SPECS, ids=lambda spec: spec if isinstance(spec, str) else "-".join(map(str, spec.values())))
+def spec(request):
+    return request.param
+
+
+def test_shape_type_and_repetition(spec):
+    for dtype in (torch.float32, torch.float64):
+        layer, x = build(spec, dtype), sequence().to(dtype)
+        y = layer(x)
+        assert y.shape == x.shape and y.dtype == dtype and y.isfinite().all() and y.any()
+        assert torch.equal(y, layer(x))
+
+
+def test_causality(spec):
+    layer = build(spec)
+    assert looks_ahead(layer, sequence()) == (not layer.causal)
+
+
+def test_the_causality_check_sees_a_look_ahead():
+    assert looks_ahead(lambda x: x.roll(-1, 1), sequence())
+    assert not looks_ahead(lambda x: x.roll(1, 1), sequence()[:, :-1])
+
+
+def test_any_length_is_a_prefix(spec):
+    layer, x = build(spec), sequence()
+    if not layer.causal:
+        assert all(layer(x[:, :n]).shape == (2, n, DIM) for n in (1, 2, 7))
+        return
+    y = layer(x)
+    for length in (1, 2, 7, 16, 32):
+        torch.testing.assert_close(layer(x[:, :length]), y[:, :length], rtol=1e-8, atol=1e-9)
+    if layers.resolve(spec)[0] in layers.names("sequence"):
+        with pytest.raises(ValueError, match=f"max_length={LENGTH}, got {LENGTH + 1} tokens"):
+            layer(sequence(LENGTH + 1))
+
+
+def test_step_by_step_equals_in_parallel_and_state_size_is_the_states(spec):
+    layer, x = build(spec), sequence()
+    if not layer.causal:
+        with pytest.raises(NotImplementedError):
+            layer.init_state(2)
+        return
+    y, state = layer(x), layer.init_state(2)
+    for t in range(LENGTH):
+        y_t, state = layer.step(x[:, t], state)
+        torch.testing.assert_close(y_t, y[:, t], rtol=1e-7, atol=1e-8)
+        assert sum(leaf.numel() for leaf in tree_leaves(state)) == 2 * layer.state_size(t + 1)
+
+
+def test_every_parameter_gets_a_finite_gradient(spec):
+    layer = build(spec)
+    layer(sequence()).square().mean().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    assert any(p.grad.any() for p in layer.parameters())
+
+
+def test_flops_are_those_torch_counts(spec):
+    layer = build(spec, torch.float32)
+    assert layer.flops(16) < layer.flops(LENGTH)
+    if not layer.countable:
+        return
+    with torch.device("meta"):
+        layer, x = layers.build(spec, DIM, LENGTH), torch.empty(2, LENGTH, DIM)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        layer(x)
+    assert 2 * layer.flops(LENGTH) == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_a_copy_and_a_state_dict_carry_everything(spec):
+    layer, x = build(spec), sequence()
+    y = layer(x)
+    assert torch.equal(copy.deepcopy(layer)(x), y)
+    torch.manual_seed(7)
+    other = layers.build(spec, DIM, LENGTH).double()
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(x), y)
+
+
+def test_autocast(spec):
+    layer, x = build(spec, torch.float32), sequence().float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+    y.float().square().mean().backward()
+    assert y.shape == x.shape and y.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
+
+
+@pytest.mark.parametrize("name", layers.names())
+def test_an_unknown_option_is_refused(name):
+    with pytest.raises(ValueError, match=f"unknown option of layer '{name}': 'no_such_option'"):
+        layers.build({"name": name, "no_such_option": 1}, DIM, LENGTH)
+
+
+@pytest.mark.parametrize("name", layers.names())
+def test_documentation_says_what_it_costs(name):
+    text = layers.registry.get(name).__doc__ or ""
+    inherited = "rest as in" in text
+    assert inherited or "FLOPs" in text, f"{name} does not say its FLOPs"
+    assert inherited or "State" in text or name in layers.names("channel"), f"{name} does not say its state"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_captured_graph_equals_eager(spec):
+    layer, x = build(spec, torch.float32).cuda(), sequence().float().cuda()
+    with torch.no_grad():
+        want = layer(x)
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                layer(x)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            y = layer(x)
+        for _ in range(2):
+            graph.replay()
+            torch.cuda.synchronize()
+            torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-4)
