@@ -46,7 +46,9 @@ class GridSweeper(Sweeper):
         self.params, self.settings = dict(params or {}), settings
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
-        self.loader, self.config, self.task_function = hydra_context.config_loader, config, task_function
+        self.loader: Any = hydra_context.config_loader
+        self.config: Any = config
+        self.task_function: Any = task_function
 
     def sweep(self, arguments: list[str]) -> Any:
         given = getattr(self.task_function, "arguments", None)
@@ -100,7 +102,8 @@ class GridSweeper(Sweeper):
         if isinstance(self.settings, str):
             settings = protocol_settings(self.settings)
         else:
-            settings = [_split(setting) for setting in OmegaConf.to_container(OmegaConf.create(self.settings or []))]
+            given: Any = OmegaConf.to_container(self.settings) if self.settings else []
+            settings = [_split(setting) for setting in given]
         if chosen is None:
             names = list(dict.fromkeys(name for name, _ in settings))
         else:

@@ -11,9 +11,9 @@ from layers.linear_attention import LinearAttention
 class Based(LinearAttention):
     """Linear attention with Taylor feature maps of narrow queries and keys.
 
-    Arora et al. 2024 (arXiv 2402.18668); formula and normalisation: `kernels.taylor_attention`. Defaults of Zoology: one
-    head, queries and keys 16 wide. State a head: F (dv + 1) with the F = (f + 1)(f + 2) / 2 different features of a width
-    f, 153 of 273 at 16. FLOPs a token: 4 dim (num_heads f + dim) + 4 F dv a head.
+    Arora et al. 2024 (arXiv 2402.18668); formula and normalisation: `kernels.taylor_attention`. Defaults of Zoology:
+    one head, queries and keys 16 wide. State a head: F (dv + 1) with the F = (f + 1)(f + 2) / 2 different features of a
+    width f, 153 of 273 at 16. FLOPs a token: 4 dim (num_heads f + dim) + 4 F dv a head.
     """
 
     def __init__(self, dim: int, max_length: int, *, num_heads: int = 1, feature_dim: int = 16, eps: float = 1e-12):

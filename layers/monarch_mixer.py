@@ -63,8 +63,8 @@ class MonarchMixer(Layer):
     causal=false, M2-BERT: M is the identity, h and h' reach both ways. Filters as M2-BERT's: width 128, a position
     code of 5, sines from frequency 10.
 
-    State (causal): 3 dim T (inputs of M and of both convolutions; x is kept for h') and the short convolutions' last inputs.
-    FLOPs a token: 8 dim^2 + 18 dim + 20 dim log2 T + 6 dim, and 4 dim sqrt(T) for M.
+    State (causal): 3 dim T (inputs of M and of both convolutions; x is kept for h') and the short convolutions' last
+    inputs. FLOPs a token: 8 dim^2 + 18 dim + 20 dim log2 T + 6 dim, and 4 dim sqrt(T) for M.
     """
 
     countable = False  # the long convolutions are nominally FFTs

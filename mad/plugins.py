@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-
 _loaded: dict[str, str] = {}  # module name -> digest of the text that ran
 
 

@@ -90,8 +90,8 @@ def run_points(points: Callable[[], list[Point]]) -> None:
         )
         sys.exit(130)
     mine = {run.id for run in runs}
-    table = store.table()
-    table = table[table["run_id"].isin(mine)]
+    table: Any = store.table()
+    table = table[table["run_id"].isin(list(mine))]
     _tell(summary)
     failed = summary.counts["failed"]
     if (table["status"] != "failed").any():
@@ -121,8 +121,7 @@ def prepare(points: Iterable[Point]) -> tuple[list[config.Run], dict[str, Any]]:
     reasons: dict[str, list[str]] = {}
     sweep: dict[str, Any] = {}
     for cfg, overrides in points:
-        values = OmegaConf.to_container(cfg, resolve=True)
-        assert isinstance(values, dict)
+        values: Any = OmegaConf.to_container(cfg, resolve=True)
         sweep = {key: value for key, value in values.items() if key not in RUN_KEYS}
         try:
             run = training.prepare({key: values[key] for key in RUN_KEYS})

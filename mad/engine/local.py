@@ -56,7 +56,8 @@ class Local(Engine):
                         run = pending.pop()
                         worker.start(run)
                         tell(Event(worker.index, run))
-                ready = wait([woken, *(worker.progress for worker in workers)])
+                # the timeout is for Ctrl-C: a signal that comes just before the wait begins does not interrupt it
+                ready = wait([woken, *(worker.progress for worker in workers)], timeout=0.5)
                 for worker in workers:
                     for progress in worker.told():
                         if worker.run is not None:

@@ -54,7 +54,7 @@ class LanguageModel(nn.Module):
         return self.head(self.norm(x))
 
     def flops(self, length: int) -> int:
-        return self.stack.flops(length) + 2 * length * self.head.weight.numel()
+        return self.stack.flops(length) + 2 * length * self.head.in_features * self.head.out_features
 
 
 class AutoEncoder(LanguageModel):
@@ -78,7 +78,7 @@ class AutoEncoder(LanguageModel):
         return self.logits(self.decoder(summary + self.code[: tokens.shape[1]]), positions)
 
     def flops(self, length: int) -> int:
-        return super().flops(length) + 4 * length * self.norm.normalized_shape[0] ** 2
+        return super().flops(length) + 4 * length * self.code.shape[1] ** 2
 
 
 class Embedding(nn.Module):

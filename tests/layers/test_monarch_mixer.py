@@ -42,7 +42,7 @@ def test_equals_the_dense_matrix_it_factors(length):
 
 
 def test_is_polynomial_multiplication_at_roots_of_unity():
-    """Evaluate u(Z) = sum_j u_j q_j(Z) and a filter at 2N-th roots of unity, multiply, interpolate: the layer's core."""
+    """u(Z) = sum_j u_j q_j(Z) and a filter, evaluated at 2N-th roots of unity, multiplied, interpolated: the core."""
     monarch = random_monarch(16)
     n, m = 16, monarch.side
     u, h = torch.randn(2, n, dtype=torch.float64)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mad import tasks, training
-from mad.config import Optim, Run
+from mad.config import Optim
 from mad.training.data import Batches, Examples, compact, load
 from mad.training.evaluate import evaluate, loss_of
 from mad.training.loop import CURVE_POINTS

@@ -1,0 +1,200 @@
+"""What all tasks share: the same data for the same arguments, options, settings, mixtures, and errors that help."""
+
+import json
+import zlib
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from mad import tasks
+
+SMALL = {
+    "in_context_recall": {"vocab_size": 10, "seq_len": 20},
+    "noisy_in_context_recall": {"vocab_size": 12, "seq_len": 20, "noise_vocab": 4},
+    "fuzzy_in_context_recall": {"vocab_size": 10, "seq_len": 30},
+    "selective_copying": {"vocab_size": 8, "seq_len": 20, "tokens_to_copy": 4},
+    "compression": {"vocab_size": 8, "seq_len": 10},
+    "memorization": {"vocab_size": 20, "seq_len": 10},
+    "mqar": {"vocab_size": 64, "seq_len": 24, "num_kv": 4},
+}
+MIXED = {"vocab_size": 64, "segments": [[16, 2, 300], [32, 4, 100]], "test_segments": [[16, 2, 10], [48, 8, 30]]}
+
+
+def small(name):
+    return tasks.build(name, **SMALL[name])
+
+
+def test_every_task_is_tested_here():
+    assert tasks.names() == sorted([*SMALL, "folder"])
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+@pytest.mark.parametrize("name", SMALL)
+def test_examples(name, split):
+    task = small(name)
+    inputs, targets = task.sample(50, seed=3, split=split)
+    assert inputs.dtype == targets.dtype == torch.int64
+    assert inputs.shape == targets.shape == (50, task.input_length)
+    assert 0 <= inputs.min() and inputs.max() < task.vocab_size
+    assert (targets[targets != -100] >= 0).all() and targets.max() < task.vocab_size
+    assert (targets != -100).any(dim=1).all()  # no sequence without a question
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_same_arguments_same_data_and_all_else_differs(name):
+    sample = small(name).sample(40, seed=5, split="test")
+    again = small(name).sample(40, seed=5, split="test")
+    assert torch.equal(sample.inputs, again.inputs) and torch.equal(sample.targets, again.targets)
+    rows = set(map(tuple, sample.inputs.tolist()))
+    for seed, split in ((6, "test"), (5, "valid"), (5, "train")):
+        other = small(name).sample(40, seed=seed, split=split).inputs
+        assert len(rows & set(map(tuple, other.tolist()))) < 4  # by chance alone
+
+
+def test_a_tasks_data_are_what_they_were():
+    """Results of different versions compare only while this holds. NumPy is pinned, as it may change its streams."""
+    digests = {}
+    for name in SMALL:
+        examples = small(name).sample(2000, seed=1, split="train")
+        digests[name] = zlib.crc32(b"".join(t.numpy().astype("<i8").tobytes() for t in examples))
+    assert digests == {}
+
+
+def test_more_sequences_than_a_chunk(monkeypatch):
+    monkeypatch.setattr("mad.tasks.base.CHUNK_TOKENS", 190)
+    inputs = small("in_context_recall").sample(101).inputs
+    assert len(set(map(tuple, inputs.tolist()))) == 101  # no chunk repeats another
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_options_rebuild_the_task(name):
+    task = small(name)
+    assert set(task.options) == set(tasks.options(name)) and task.options.items() >= SMALL[name].items()
+    again = tasks.build(name, **json.loads(json.dumps(task.options)))
+    assert torch.equal(again.sample(5).inputs, task.sample(5).inputs)
+    assert task.parts("train") == [(task, None)]
+
+
+def test_baselines():
+    lengths = {name: tasks.build(name).input_length for name in SMALL}
+    assert lengths == {
+        "in_context_recall": 127,
+        "noisy_in_context_recall": 127,
+        "fuzzy_in_context_recall": 128,
+        "selective_copying": 256,
+        "compression": 32,
+        "memorization": 32,
+        "mqar": 64,
+    }
+    sizes = {name: (tasks.build(name).num_train, tasks.build(name).num_test) for name in SMALL}
+    assert sizes.pop("memorization") == (256, 1_280)
+    assert sizes.pop("mqar") == (100_000, 3_000)
+    assert set(sizes.values()) == {(12_800, 1_280)}
+    assert [name for name in SMALL if tasks.build(name).head == "autoencoder"] == ["compression"]
+
+
+def test_the_66_settings():
+    settings = tasks.settings("mad")
+    assert Counter(name for name, _ in settings) == {
+        "in_context_recall": 11,
+        "fuzzy_in_context_recall": 11,
+        "noisy_in_context_recall": 14,
+        "selective_copying": 13,
+        "compression": 11,
+        "memorization": 6,
+    }
+    assert len({json.dumps(setting, sort_keys=True) for setting in settings}) == 66
+    baselines = {name: options for name, options in reversed(settings)}
+    for name, options in settings:
+        changed = [key for key, value in options.items() if value != baselines[name][key]]
+        assert len(changed) == (options != baselines[name])  # one at a time
+        task = tasks.build(name, **{key: value for key, value in options.items() if key != "num_train"})
+        assert options["num_train"] <= task.num_train
+    for name, options in baselines.items():
+        assert options.pop("num_train") == tasks.build(name).num_train and options == tasks.options(name)
+
+
+def test_settings_are_copies():
+    tasks.settings("mad")[0][1]["vocab_size"] = 7
+    assert tasks.settings("mad")[0][1]["vocab_size"] == 16
+
+
+def test_a_mixture_of_lengths():
+    task = tasks.build("mqar", **MIXED)
+    assert (task.num_train, task.num_test, task.input_length) == (400, 40, 48)
+    for split, lengths in (("train", [16, 32]), ("valid", [16, 48]), ("test", [16, 48])):
+        parts = task.parts(split)
+        assert [part.input_length for part, _ in parts] == lengths
+        assert [n for _, n in parts] == ([300, 100] if split == "train" else [10, 30])
+    inputs, targets = task.sample(40)
+    assert inputs.shape == (40, 48)
+    assert torch.equal(inputs[:30, :16], task.parts("train")[0][0].sample(30).inputs)
+    assert torch.equal(targets[30:, :32], task.parts("train")[1][0].sample(10).targets)
+    assert not inputs[:30, 16:].any() and (targets[:30, 16:] == -100).all()
+    assert task.sample(1).inputs.shape == (1, 48)
+
+
+def test_a_mixture_that_is_half_given():
+    trained = tasks.build("mqar", vocab_size=64, segments=[[16, 2, 300], [32, 4, 100]])
+    assert [(part.input_length, n) for part, n in trained.parts("test")] == [(16, 1000), (32, 1000)]
+    tested = tasks.build("mqar", vocab_size=64, seq_len=16, num_kv=2, test_segments=((32, 4, 20),))
+    assert [(part.input_length, n) for part, n in tested.parts("train")] == [(16, 100_000)]
+    assert tested.options["test_segments"] == [[32, 4, 20]]
+
+
+BAD = [
+    ("hyena_recall", {}, r"unknown task 'hyena_recall'.*did you mean"),
+    ("mqar", {"num_kvs": 4}, r"unknown option of task 'mqar': 'num_kvs' \(did you mean 'num_kv'\?\)"),
+    ("in_context_recall", {"seq_len": 127}, "task 'in_context_recall': seq_len=127 is odd.*126, 128"),
+    ("noisy_in_context_recall", {"seq_len": 33}, "seq_len=33 is odd.*32, 34"),
+    ("memorization", {"seq_len": 31}, "seq_len=31 is odd.*30, 32"),
+    ("mqar", {"seq_len": 65}, "seq_len=65 is odd.*64, 66"),
+    ("in_context_recall", {"seq_len": 2}, "seq_len=2 .*at least 4"),
+    ("selective_copying", {"seq_len": 33}, "seq_len=33 .*at least 34 .*tokens_to_copy=16"),
+    ("fuzzy_in_context_recall", {"seq_len": 12}, "seq_len=12 .*at least 13"),
+    ("mqar", {"seq_len": 64, "num_kv": 17}, "seq_len=64 .*at least 68"),
+    ("compression", {"seq_len": 1}, "seq_len=1 .*at least 2"),
+    ("in_context_recall", {"vocab_size": 1}, "vocab_size=1 .*at least 2"),
+    ("noisy_in_context_recall", {"vocab_size": 17}, "vocab_size=17 .*at least 18"),
+    ("selective_copying", {"vocab_size": 2}, "vocab_size=2 .*at least 3"),
+    ("compression", {"vocab_size": 1}, "vocab_size=1 .*at least 2"),
+    ("memorization", {"vocab_size": 2}, "vocab_size=2 .*at least 3"),
+    ("mqar", {"vocab_size": 64, "seq_len": 64}, "vocab_size=64 .*at least 65 .*seq_len=64"),
+    ("mqar", {"vocab_size": 64, "num_kv": 32}, "num_kv=32 .*at most 31, or vocab_size of at least 66"),
+    ("fuzzy_in_context_recall", {"k_motif": 8}, "k_motif=8 .*at most 7, or vocab_size of at least 17"),
+    ("fuzzy_in_context_recall", {"v_motif": 9}, "v_motif=9 .*at most 8, or vocab_size of at least 18"),
+    ("fuzzy_in_context_recall", {"vocab_size": 9000, "k_motif": 6}, "k_motif=6 .*too many"),
+    ("noisy_in_context_recall", {"frac_noise": 1.5}, "frac_noise=1.5 .*from 0 to 1"),
+    ("noisy_in_context_recall", {"frac_noise": float("nan")}, "frac_noise=nan"),
+    ("compression", {"vocab_size": "16"}, "vocab_size='16' must be a whole number"),
+    ("mqar", {"power": "steep"}, "power='steep'"),
+    ("mqar", {"random_filler": 1}, "random_filler=1"),
+    ("mqar", {"segments": [[64, 4]]}, "segments=.*seq_len, num_kv, examples"),
+    ("mqar", {"segments": []}, "segments="),
+    ("mqar", {"test_segments": 64}, "test_segments=64"),
+    ("mqar", {"segments": [[64, 4, 100], [64, 20, 100]]}, "seq_len=64 .*num_kv=20"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "message"), BAD)
+def test_bad_options(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        tasks.build(name, **options)
+
+
+def test_bad_requests():
+    task = small("mqar")
+    for mixture in (task, tasks.build("mqar", **MIXED)):
+        with pytest.raises(ValueError, match=r"split of task 'mqar': 'tests' \(did you mean 'test'\?\)"):
+            mixture.sample(1, split="tests")
+        with pytest.raises(ValueError, match="num=0 "):
+            mixture.sample(0)
+        with pytest.raises(ValueError, match="seed=-1 "):
+            mixture.sample(1, seed=-1)
+        with pytest.raises(ValueError, match="split"):
+            mixture.parts("dev")
+    assert task.sample(np.int64(2)).inputs.shape == (2, 24)
+    with pytest.raises(ValueError, match="unknown protocol 'made' .*did you mean 'mad'"):
+        tasks.settings("made")
