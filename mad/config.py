@@ -57,6 +57,7 @@ class Train:
     num_test: int | None = None
     stop_at: float | None = 0.999  # stop early at this test score
     score: str = "accuracy"  # accuracy | macro_accuracy: what stops early and is ranked
+    deterministic: bool = True  # on CUDA, refuse operations that do not repeat bit for bit
 
 
 @dataclass

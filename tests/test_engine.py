@@ -236,7 +236,7 @@ if __name__ == "__main__":
 def test_ctrl_c_keeps_what_finished_and_leaves_no_process(tmp_path):
     (tmp_path / "interrupted.py").write_text(INTERRUPTED)
     root = Path(engine.__file__).parents[2]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "interrupted.py"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(root)},
@@ -244,11 +244,15 @@ def test_ctrl_c_keeps_what_finished_and_leaves_no_process(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    )
-    assert process.stdout is not None
-    lines = [process.stdout.readline() for _ in range(3)]  # "ready" and a line for each of the two quick runs
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
-    _, errors = process.communicate(timeout=60)
+    ) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(3)]  # "ready" and a line for each of the two quick runs
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
     assert lines[0] == "ready\n" and lines[2].startswith("[2/6] ok"), errors
     assert errors.strip().endswith("KeyboardInterrupt") and errors.count("Traceback") == 1
     assert process.returncode == -signal.SIGINT

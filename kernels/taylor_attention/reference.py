@@ -1,6 +1,6 @@
 """Taylor attention in plain torch. The polynomial is taken of the scores; features exist between chunks alone, packed.
 
-The second-order features x_i x_j are symmetric: (d + 1) (d + 2) / 2 of the d^2 + d + 1 are enough, 153 of 273 at d = 16,
+The second-order features x_i x_j are symmetric: (d + 1)(d + 2) / 2 of d^2 + d + 1 are enough, 153 of 273 at d = 16,
 with those off the diagonal scaled by sqrt(2).
 """
 

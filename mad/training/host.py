@@ -15,25 +15,27 @@ from mad.memory import keep_freed_memory
 
 
 @contextlib.contextmanager
-def repeatable(seed: int, device: str) -> Iterator[None]:
+def repeatable(seed: int, device: str, deterministic: bool = True) -> Iterator[None]:
     """Inside, the same seed gives the same bits; afterwards generators and settings are what they were.
 
-    On a CPU that means one thread, because a sum's order follows the number of threads; workers run side by side.
+    On a CPU that means one thread, because a sum's order follows the number of threads; workers run side by side. On
+    CUDA, with `deterministic`, an operation that cannot repeat its result raises a RuntimeError (a warning alone would
+    leave the backward pass of fused attention as it is, with atomic additions).
     """
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    threads, before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     if device == "cpu":
         torch.set_num_threads(1)
         keep_freed_memory()
-    else:
+    elif deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(True)
     try:
         with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
             torch.manual_seed(seed)
             yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+        torch.use_deterministic_algorithms(before)
 
 
 def device_name(device: str) -> str:

@@ -39,7 +39,7 @@ def train(run: Run | Mapping[str, Any], on_progress: Progress | None = None) -> 
         ValueError: the run cannot be; see `prepare`.
     """
     run = prepare(run)
-    with host.repeatable(run.seed, run.device):
+    with host.repeatable(run.seed, run.device, run.train.deterministic):
         steps = _steps(run, on_progress)
         while True:
             try:

@@ -33,19 +33,19 @@ def surplus(ours, theirs):
     return (chi2 - freedom) / (2 * freedom) ** 0.5
 
 
-def same_distribution(name, options, split, literal, features, ours=40_000, theirs=10_000):
-    """Compare `features` of a task's sequences with those of `literal(rng, train=..., **options)`."""
-    examples = tasks.build(name, **options).sample(ours, seed=11, split=split)
-    got = list(zip(examples.inputs.tolist(), examples.targets.tolist(), strict=True))
-    rng = random.Random(0)
-    want = [literal(rng, train=split == "train", **options) for _ in range(theirs)]
-    for feature, of in features.items():
-        excess = surplus([of(*each) for each in got], [of(*each) for each in want])
-        assert excess < 5, f"{name} {split}: {feature} differs by {excess:.1f} standard deviations"
-
-
 def whole(inputs, targets):
-    return (*inputs, *targets)
+    return {"whole": (*inputs, *targets)}
+
+
+def same_distribution(name, options, split, literal, features=whole, ours=20_000, theirs=10_000):
+    """Compare the features, named categories, of a task's sequences with those of `literal(rng, train, **options)`."""
+    examples = tasks.build(name, **options).sample(ours, seed=11, split=split)
+    got = [features(*each) for each in zip(examples.inputs.tolist(), examples.targets.tolist(), strict=True)]
+    rng = random.Random(0)
+    want = [features(*literal(rng, split == "train", **options)) for _ in range(theirs)]
+    for feature in want[0]:
+        excess = surplus([each[feature] for each in got], [each[feature] for each in want])
+        assert excess < 5, f"{name} {split}: {feature} differs by {excess:.1f} standard deviations"
 
 
 def test_the_comparison_notices_small_differences():
@@ -54,7 +54,7 @@ def test_the_comparison_notices_small_differences():
     loaded = [rng.choice((0, 1, 2, 3, 4, 5, 5)) for _ in range(10_000)]
     assert surplus(fair, [rng.randrange(6) for _ in range(10_000)]) < 5 < surplus(fair, loaded)
     with pytest.raises(AssertionError, match="whole differs"):
-        same_distribution("compression", {"vocab_size": 4, "seq_len": 3}, "train", unfair_compression, {"whole": whole})
+        same_distribution("compression", {"vocab_size": 4, "seq_len": 3}, "train", unfair_compression)
 
 
 def unfair_compression(rng, train, vocab_size, seq_len):
@@ -87,14 +87,14 @@ def recall(rng, train, vocab_size, seq_len, noise_vocab=0, frac_noise=0.0):
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
 @pytest.mark.parametrize("options", [{"vocab_size": 4, "seq_len": 8}, {"vocab_size": 7, "seq_len": 6}])
 def test_in_context_recall(options, split):
-    same_distribution("in_context_recall", options, split, recall, {"whole": whole})
+    same_distribution("in_context_recall", options, split, recall)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("frac_noise", [0.3, 1.0])
 def test_noisy_in_context_recall(frac_noise, split):
     options = {"vocab_size": 5, "seq_len": 8, "noise_vocab": 1, "frac_noise": frac_noise}
-    same_distribution("noisy_in_context_recall", options, split, recall, {"whole": whole})
+    same_distribution("noisy_in_context_recall", options, split, recall)
 
 
 def selective_copying(rng, train, vocab_size, seq_len, tokens_to_copy):
@@ -112,7 +112,7 @@ def selective_copying(rng, train, vocab_size, seq_len, tokens_to_copy):
 
 def test_selective_copying():
     options = {"vocab_size": 4, "seq_len": 10, "tokens_to_copy": 3}
-    same_distribution("selective_copying", options, "train", selective_copying, {"whole": whole})
+    same_distribution("selective_copying", options, "train", selective_copying)
 
 
 def compression(rng, train, vocab_size, seq_len):
@@ -121,7 +121,7 @@ def compression(rng, train, vocab_size, seq_len):
 
 
 def test_compression():
-    same_distribution("compression", {"vocab_size": 4, "seq_len": 5}, "train", compression, {"whole": whole})
+    same_distribution("compression", {"vocab_size": 4, "seq_len": 5}, "train", compression)
 
 
 def memorization(rng, train, vocab_size, seq_len):
@@ -134,11 +134,11 @@ def memorization(rng, train, vocab_size, seq_len):
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_memorization(split):
     options = {"vocab_size": 10, "seq_len": 6}
-    same_distribution("memorization", options, split, memorization, {"whole": whole}, theirs=2_000)
+    same_distribution("memorization", options, split, memorization, theirs=2_000)
 
 
 def fuzzy(rng, train, vocab_size, seq_len, k_motif, v_motif):
-    """Sequences with one more entry, (inputs, targets), as of the task."""
+    """The stream is built pair by pair, with one dictionary of what keys stand for."""
     ids = list(range(vocab_size - 1))
     key_ids, value_ids = ids[: len(ids) // 2], ids[len(ids) // 2 :]
 
@@ -198,31 +198,25 @@ def fuzzy_pairs(inputs, targets, vocab_size):
     ],
 )
 def test_fuzzy_in_context_recall(options, split):
-    def pairs(inputs, targets):
-        return fuzzy_pairs(inputs, targets, options["vocab_size"])
+    def features(inputs, targets):
+        pairs = fuzzy_pairs(inputs, targets, options["vocab_size"])
+        sizes = [(len(key), len(value)) for key, value in pairs]
+        probe = pairs[-1]
+        return {
+            "whole": (*inputs, *targets),
+            "padding": inputs.count(options["vocab_size"] - 1),
+            "questions": sum(target != IGNORE for target in targets),
+            "last questions": tuple(targets[-5:]),
+            "number of pairs": len(pairs),
+            "different keys": len({key for key, _ in pairs}),
+            "first sizes": tuple(sizes[:3]),
+            "last sizes": tuple(sizes[-2:]),
+            "first pair": pairs[0],
+            "probe": probe,
+            "where the probe was shown": tuple(i for i, (key, _) in enumerate(pairs[:-1]) if key == probe[0]),
+        }
 
-    def probe_places(inputs, targets):
-        found = pairs(inputs, targets)
-        return tuple(place for place, (key, _) in enumerate(found[:-1]) if key == found[-1][0])
-
-    features = {
-        "whole": whole,
-        "padding": lambda inputs, targets: inputs.count(options["vocab_size"] - 1),
-        "questions": lambda inputs, targets: sum(target != IGNORE for target in targets),
-        "number of pairs": lambda inputs, targets: len(pairs(inputs, targets)),
-        "different keys": lambda inputs, targets: len({key for key, _ in pairs(inputs, targets)}),
-        "sizes of the first three": lambda inputs, targets: tuple(
-            (len(k), len(v)) for k, v in pairs(inputs, targets)[:3]
-        ),
-        "sizes of the last two": lambda inputs, targets: tuple(
-            (len(k), len(v)) for k, v in pairs(inputs, targets)[-2:]
-        ),
-        "first pair": lambda inputs, targets: pairs(inputs, targets)[0],
-        "probe": lambda inputs, targets: pairs(inputs, targets)[-1],
-        "where the probe was shown": probe_places,
-        "targets' last five": lambda inputs, targets: tuple(targets[-5:]),
-    }
-    same_distribution("fuzzy_in_context_recall", options, split, fuzzy, features, ours=20_000)
+    same_distribution("fuzzy_in_context_recall", options, split, fuzzy, features)
 
 
 def mqar(rng, train, vocab_size, seq_len, num_kv, power, random_filler):
@@ -245,16 +239,14 @@ def mqar(rng, train, vocab_size, seq_len, num_kv, power, random_filler):
 def test_mqar(power, random_filler, split):
     options = {"vocab_size": 17, "seq_len": 14, "num_kv": 3, "power": power, "random_filler": random_filler}
 
-    def places(inputs, targets):
-        """Where each pair's value is asked for, in the pairs' order."""
-        return tuple(targets.index(value) for value in inputs[1:6:2])
+    def features(inputs, targets):
+        return {
+            "gaps": tuple(targets.index(value) for value in inputs[1:6:2]),  # in the order of the pairs
+            "keys": tuple(inputs[:6:2]),
+            "values": tuple(inputs[1:6:2]),
+            "order of the queries": tuple(target for target in targets if target != IGNORE),
+            "token after the context": (inputs[6], targets[6]),
+            "filler": (inputs[7], inputs[11]),
+        }
 
-    features = {
-        "gaps": places,
-        "keys": lambda inputs, targets: tuple(inputs[:6:2]),
-        "values": lambda inputs, targets: tuple(inputs[1:6:2]),
-        "the queries' order": lambda inputs, targets: tuple(t for t in targets if t != IGNORE),
-        "token after the context": lambda inputs, targets: (inputs[6], targets[6]),
-        "filler": lambda inputs, targets: (inputs[7], inputs[11]),
-    }
     same_distribution("mqar", options, split, mqar, features)

@@ -1,0 +1,265 @@
+"""The front door: how overrides become runs, what is refused, and a sweep from the command line to the leaderboard."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from hydra_plugins.mad_grid import GridSweeper
+from mad import sweep, tasks, training
+
+TINY = [
+    "task=mqar",
+    "arch=mqar_base_conv",
+    "arch.dim=16",
+    "train.steps=4",
+    "train.eval_every=2",
+    "train.batch_size=8",
+    "train.num_train=32",
+    "train.num_test=16",
+    "tracker=none",
+]
+
+
+@pytest.fixture
+def expand():
+    """Overrides -> the points of the grid, as the command would expand them."""
+    ConfigStore.instance().store(name="schema", node=sweep.SweepConfig)
+    for name in tasks.names():
+        ConfigStore.instance().store(group="task", name=name, node={"name": name, **tasks.options(name)})
+    paths = ",".join(f"file://{folder}" for folder in sweep.search_path())
+
+    with initialize_config_dir(str(sweep.ROOT / "conf"), version_base=None):
+
+        def run(*overrides):
+            sweeps = [text for text in overrides if text.startswith("sweeps=")]
+            own = [text for text in overrides if text not in sweeps]
+            master = compose("config", [*sweeps, f"hydra.searchpath=[{paths}]"], return_hydra_config=True)
+            sweeper = GridSweeper(master.hydra.sweeper.params, master.hydra.sweeper.settings)
+
+            class Context:
+                config_loader = GlobalHydra.instance().config_loader()
+
+            sweeper.setup(hydra_context=Context, task_function=None, config=master)
+            return list(sweeper.points(own))
+
+        yield run
+
+
+def values(points, key):
+    return [OmegaConf.select(config, key) for config, _ in points]
+
+
+def test_the_grid_is_a_product(expand):
+    points = expand("task=mqar", "arch=attention,hyena", "optim.lr=1e-3,3e-4", "seed=range(3)")
+    assert len(points) == 12
+    assert set(zip(values(points, "arch.name"), values(points, "optim.lr"), values(points, "seed"), strict=True)) == {
+        (arch, lr, seed) for arch in ("attention", "hyena") for lr in (1e-3, 3e-4) for seed in range(3)
+    }
+
+
+def test_grammar(expand):
+    assert len(expand("task=mqar", "arch=glob(striped*)")) == 5
+    assert values(expand("task=mqar", "arch=hyena", "optim.lr=choice(1e-3,1e-4)"), "optim.lr") == [1e-3, 1e-4]
+    lists = expand("task=mqar", "arch.stack=[hyena,swiglu],[attention]")
+    assert values(lists, "arch.stack") == [["hyena", "swiglu"], ["attention"]]
+    assert values(expand("task=mqar", "arch.stack=hyena-swiglu*2,attention|hyena"), "arch.stack") == [
+        "hyena-swiglu*2",
+        "attention|hyena",
+    ]
+
+
+def test_the_command_line_beats_the_sweep(expand):
+    assert len(expand()) == 15  # the quickstart
+    points = expand("arch=hyena", "optim.lr=0.5", "train.steps=7")
+    assert set(values(points, "arch.name")) == {"hyena"} and set(values(points, "train.steps")) == {7}
+    assert set(values(points, "optim.lr")) == {0.5} and len(points) == 3
+
+
+def test_a_task_keeps_its_settings_of_the_sweep_or_takes_its_defaults(expand):
+    points = expand("task=mqar,memorization", "arch=hyena")
+    assert values(points, "task.name") == ["mqar", "memorization"]
+    assert values(points, "task.vocab_size") == [128, 256]
+    assert values(points, "train.num_train") == [20000, None]
+    assert values(expand("task=mqar", "arch=hyena", "task.num_kv=2"), "task.num_kv") == [2]
+
+
+def test_a_stack_of_ones_own_is_not_called_after_an_arch(expand):
+    points = expand("task=mqar", "arch.stack=hyena-swiglu")
+    assert values(points, "arch.name") == [None]
+    run, _ = sweep.prepare(points)
+    assert run[0].arch.name == "hyena-swiglu"
+    assert values(expand("task=mqar", "arch=hyena", "arch.stack=[mlp]", "arch.name=mine"), "arch.name") == ["mine"]
+
+
+def test_the_mad_protocol_has_396_runs(expand):
+    points = expand("sweeps=mad")
+    assert len(points) == 396
+    runs, about = sweep.prepare(points)
+    assert len(runs) == 396 and about["name"] == "mad" and about["results_dir"] == "results/mad"
+    assert {run.optim.schedule for run in runs} == {"cosine"} and {run.arch.dim for run in runs} == {128}
+    lengths = {run.arch.max_length for run in runs if run.task["name"] == "compression"}
+    assert lengths == {32, 64, 128, 256}
+    published = sweep.prepare(expand("sweeps=mad", "protocol=mad_lab", "task=compression"))[0]
+    assert len(published) == 66
+    assert {(run.optim.schedule, run.train.score) for run in published} == {("constant", "macro_accuracy")}
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in (sweep.ROOT / "sweeps").glob("*.yaml")))
+def test_every_sweep_can_run(expand, name):
+    assert sweep.prepare(expand(f"sweeps={name}"))[0]
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in (sweep.ROOT / "conf/arch").glob("*.yaml")))
+def test_every_arch_can_run(expand, name):
+    if name != "custom":
+        (run,), _ = sweep.prepare(expand("task=mqar", f"arch={name}"))
+        assert run.arch.name == name
+
+
+def test_the_same_point_is_one_run(expand):
+    assert len(sweep.prepare(expand("task=mqar", "arch=hyena", "optim.lr=1e-3,0.001"))[0]) == 1
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["task=mqarr"], "unknown task 'mqarr' .did you mean 'mqar'"),
+        (["arch=hyenna"], "unknown arch 'hyenna' .did you mean 'hyena'"),
+        (["engine=locl"], "unknown engine 'locl' .did you mean 'local'"),
+        (["optim.lrr=1"], "unknown key 'optim.lrr' .did you mean 'optim.lr'"),
+        (["task=mqar", "task.num_kw=3"], "unknown key 'task.num_kw' .did you mean 'task.num_kv'"),
+        (["nam=x"], "unknown key 'nam' .did you mean 'name'"),
+    ],
+)
+def test_unknown_names_and_keys(expand, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        expand(*overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["task=mqar", "arch.stack=hyenna"], "unknown layer 'hyenna' .did you mean 'hyena'"),
+        (["task=mqar", "arch.stack=[{name:moe,topk:1}]"], "'topk' .did you mean 'top_k'"),
+        (
+            ["task=mqar", "arch.stack=[{name:linear_attention,feature_map:hedgehg}]"],
+            "unknown feature map 'hedgehg' .did you mean 'hedgehog'",
+        ),
+        (["task=in_context_recall", "arch=hyena", "task.seq_len=127"], "the nearest are 126"),
+        (["task=mqar", "arch=hyena", "task.num_kv=17"], "seq_len=64"),
+        (["task=selective_copying", "arch=hyena", "task.tokens_to_copy=40"], "tokens_to_copy"),
+        (["task=mqar", "arch=hyena", "task.vocab_size=8"], "vocab_size"),
+        (["task=mqar", "arch.stack=mh_attention", "arch.dim=40"], "num_heads=16 does not divide dim=40"),
+        (["task=mqar", "arch=hyena", "optim.lr=nan"], "optim.lr must be a number, got nan"),
+        (["task=mqar", "arch=hyena", "optim.schedule=cosin"], "did you mean 'cosine'"),
+        (["task=mqar", "arch=hyena", "seed=range(0)"], "the sweep is empty"),
+    ],
+)
+def test_bad_points_are_refused_before_anything_trains(expand, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        sweep.prepare(expand(*overrides))
+
+
+def test_all_mistakes_are_told_at_once(expand):
+    points = expand("task=mqar", "arch.stack=hyenna,hyena", "optim.lr=1e-3,nan")
+    with pytest.raises(ValueError) as error:
+        sweep.prepare(points)
+    assert "hyenna" in str(error.value) and "got nan" in str(error.value) and "optim.lr=nan" in str(error.value)
+
+
+def command(*overrides, cwd=None, timeout=120):
+    return subprocess.run(
+        [sys.executable, "-m", "mad.sweep", *overrides], capture_output=True, text=True, timeout=timeout, cwd=cwd
+    )
+
+
+def test_from_the_command_line_to_the_leaderboard_and_again(tmp_path):
+    folder = tmp_path / "mine"
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "import layers\n"
+        "@layers.register('halving', kind='channel')\n"
+        "class Halving(layers.ChannelMixer):\n"
+        "    def forward(self, x):\n"
+        "        return x / 2\n"
+        "    def flops(self, length):\n"
+        "        return 0\n"
+    )
+    given = [
+        *TINY,
+        "arch.stack=base_conv,base_conv-halving",
+        f"plugins=[{plugin}]",
+        "optim.lr=1e-3,1e-2",
+        f"results_dir={folder}",
+    ]
+    done = command(*given)
+    assert done.returncode == 0, done.stderr
+    assert "4 ok" in done.stdout and "base_conv-halving" in done.stdout
+    files = sorted((folder / "runs").glob("*.json"))
+    table = pd.read_csv(folder / "results.csv")
+    assert len(files) == len(table) == 4 and set(table["status"]) == {"ok"}
+    board = pd.read_csv(folder / "leaderboard.csv")
+    assert set(board["arch"]) == {"base_conv", "base_conv-halving"} and (folder / "leaderboard.md").exists()
+    config = json.loads(files[0].read_text())["config"]
+    assert training.prepare(config).id == files[0].stem
+
+    before = {file: file.stat().st_mtime_ns for file in files}
+    files[0].write_text("{")  # a damaged record is set aside and run again, the others are left alone
+    again = command(*given)
+    assert again.returncode == 0 and "1 runs in" in again.stdout, again.stdout
+    assert files[0].with_name(files[0].name + ".corrupt").exists()
+    assert all(file.stat().st_mtime_ns == before[file] for file in files[1:])
+    assert "nothing to train: all 4 runs have a result already" in command(*given).stdout
+
+
+def test_mistakes_end_in_one_line(tmp_path):
+    for mistake, message in (
+        ("sweeps=quik", "unknown sweep 'quik' (did you mean 'quickstart'?)"),
+        ("plugins=[nowhere.py]", "plugin 'nowhere.py' is not a file"),
+        ("train.steps=abc", "'abc'"),
+    ):
+        done = command(*TINY, mistake, f"results_dir={tmp_path}/none")
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_of_another_schema_is_refused(tmp_path):
+    (tmp_path / "store.json").write_text('{"schema": 999, "sweep": "old"}')
+    done = command(*TINY, f"results_dir={tmp_path}")
+    assert done.returncode == 2 and "schema 999" in done.stderr, done.stderr
+
+
+def test_help_and_one_point():
+    assert "arch.{name,stack,dim" in command("--help").stdout
+    shown = command("task=mqar", "--cfg", "job")
+    assert shown.returncode == 0 and "vocab_size: 8192" in shown.stdout, shown.stderr
+
+
+def test_ctrl_c_keeps_what_had_finished_and_the_next_call_goes_on(tmp_path):
+    given = [*TINY, "seed=range(40)", "train.steps=60", f"results_dir={tmp_path}/mine", "engine.workers=1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mad.sweep", *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    runs = Path(tmp_path) / "mine" / "runs"
+    deadline = time.monotonic() + 90
+    while len(list(runs.glob("*.json"))) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on from there" in errors
+    kept = len(list(runs.glob("*.json")))
+    assert 2 <= kept < 40 and len(pd.read_csv(runs.parent / "results.csv")) == kept
+    assert "Traceback" not in errors
+    again = command(*given)
+    assert f"{40 - kept} runs in" in again.stdout and len(list(runs.glob("*.json"))) == 40
