@@ -1,7 +1,8 @@
 """A task's examples on the training device, and batches of them.
 
 Where few positions carry a loss, their places and targets are kept instead of whole rows of targets, so that a model
-computes logits (V of them each) there alone. Their number per sequence is fixed, hence shapes stay static.
+computes logits (V of them each) there alone. A row with fewer of them than the longest is filled up with places that
+are not scored, hence shapes stay static.
 """
 
 import functools
@@ -12,8 +13,7 @@ from typing import Any
 import torch
 
 from mad import tasks
-
-IGNORE = -100
+from mad.tasks import IGNORE
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,11 @@ class Examples:
 def load(task: Any, num: int, seed: int, split: str, device: str) -> list[Examples]:
     """The examples of each part of a task (one part, but for a mixture of lengths), `num` in all."""
     parts = task.parts(split)
-    total = sum(share or 1 for _, share in parts)
-    counts = [max(1, round(num * (share or 1) / total)) for _, share in parts]
+    if num < len(parts):
+        raise ValueError(f"{num} sequences cannot be shared by the {len(parts)} parts of task {task.name!r}")
+    shares = [share or 1 for _, share in parts]
+    edges = [round(num * sum(shares[:i]) / sum(shares)) for i in range(len(parts) + 1)]
+    counts = [max(1, stop - start) for start, stop in zip(edges, edges[1:], strict=False)]
     return [
         _sample(part.name, json.dumps(part.options), count, seed, split).to(device)
         for (part, _), count in zip(parts, counts, strict=True)
