@@ -25,7 +25,7 @@ def packed_features(x: torch.Tensor) -> torch.Tensor:
     """(..., d) -> (..., packed_size(d)), whose inner products are `polynomial`."""
     d = x.shape[-1]
     rows, columns = torch.triu_indices(d, d, device=x.device)
-    scale = torch.where(rows == columns, x.new_tensor(2**-0.5), x.new_ones(()))
+    scale = 1 - (1 - 2**-0.5) * (rows == columns).to(x.dtype)
     x = x * d**-0.25
     return torch.cat([torch.ones_like(x[..., :1]), x, x[..., rows] * x[..., columns] * scale], dim=-1)
 
