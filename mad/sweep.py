@@ -7,6 +7,7 @@ Every point is checked before the first trains. The same command again resumes. 
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,17 +72,17 @@ def point(cfg: DictConfig) -> None:
 
 def run_points(points: Callable[[], list[Point]]) -> None:
     """Check all points, train those without a result, show the leaderboard, tell the tracker."""
-    console = Console()
+    console, began = Console(), time.perf_counter()
     try:
-        expanded = points()
-        runs, sweep = prepare(expanded)
+        runs, sweep = prepare(points())
+        checked = time.perf_counter() - began
         store = Store(sweep["results_dir"], sweep["name"])
         options = dict(sweep["engine"])
         machine = engine.build(options.pop("name", "local"), **options)
         tracker = trackers.build(sweep["tracker"])
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         _refuse(error)
-    print(f"{sweep['name']}: {len(runs)} runs -> {store.folder}", flush=True)
+    print(f"{sweep['name']}: {len(runs)} runs, checked in {checked:.1f} s -> {store.folder}", flush=True)
     try:
         summary = engine.execute(runs, store, machine, engine.display(console))
     except KeyboardInterrupt:

@@ -1,8 +1,8 @@
 """Long convolution in plain torch: a Toeplitz matrix product for short sequences, an FFT for long ones.
 
-Below `TOEPLITZ_MAX` tokens the (L, L) matrix of the filter fits the caches and matrix units do 3 to 5 times more
-useful work than an FFT whose length is often unfriendly (`python -m mad.bench step`). Tensors whose storage is
-channel-first, (H, B, L), are read without a copy: pass them transposed.
+Up to `TOEPLITZ_MAX` tokens a product with the (L, L) matrix of the filter beats an FFT on a CPU, although it does more
+arithmetic (`python -m mad.bench step` compares them). Tensors whose storage is channel-first, (H, B, L), are read
+without a copy: pass them transposed.
 """
 
 import torch
