@@ -5,6 +5,7 @@ choice of config groups (task, arch, ...); the values are then set on copies. Gr
 """
 
 import copy
+import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -49,12 +50,13 @@ class GridSweeper(Sweeper):
         self.loader: Any = hydra_context.config_loader
         self.config: Any = config
         self.task_function: Any = task_function
+        self.options = functools.cache(self.loader.get_group_options)  # it reads every folder of the search path
 
     def sweep(self, arguments: list[str]) -> Any:
         given = getattr(self.task_function, "arguments", None)
         return self.task_function.run_points(lambda: list(self.points(arguments if given is None else given)))
 
-    def points(self, arguments: list[str]) -> Iterator[tuple[DictConfig, list[str]]]:
+    def points(self, arguments: list[str]) -> Iterator[tuple[dict[str, Any], list[str]]]:
         """Every point of the grid, and the overrides that lead to it.
 
         Raises:
@@ -62,19 +64,24 @@ class GridSweeper(Sweeper):
         """
         axes = self.axes(arguments)
         tasks = self.task_axis(axes.pop("task", None))
-        groups = {key: values for key, values in axes.items() if self.loader.get_group_options(key.lstrip("+~"))}
+        groups = {key: values for key, values in axes.items() if self.options(key.lstrip("+~"))}
         values = {key: axes[key] for key in axes if key not in groups}
         parse = OverridesParser.create().parse_override
         parsed = {text: parse(text) for axis in values.values() for text in axis}
+        composed: dict[tuple[str, ...], DictConfig] = {}  # 0.1 s each, and many settings share a task
         for task, options in tasks:
             setting = [parse(text) for text in options]
             for choice in itertools.product(*groups.values()):
-                base = self.compose([*task, *choice])
+                choices = (*task, *choice)
+                if choices not in composed:
+                    composed[choices] = self.compose(choices)
+                config = copy.deepcopy(composed[choices])
+                apply(setting, config)
                 for point in itertools.product(*values.values()):
-                    config = copy.deepcopy(base)
-                    apply(setting, config)
+                    # every point sets the same keys, so they may share one configuration
                     apply([parsed[text] for text in point], config)
-                    yield config, [*task, *options, *choice, *point]
+                    plain: Any = OmegaConf.to_container(config, resolve=True)
+                    yield plain, [*task, *options, *choice, *point]
 
     def axes(self, arguments: list[str]) -> dict[str, list[str]]:
         """Key -> overrides, one a value. The command line takes the place of the sweep's axis of the same key."""
@@ -115,10 +122,10 @@ class GridSweeper(Sweeper):
             for name, o in kept
         ] or [([], [])]
 
-    def compose(self, choices: list[str]) -> DictConfig:
+    def compose(self, choices: tuple[str, ...]) -> DictConfig:
         for text in choices:
             group, _, name = text.partition("=")
-            options = self.loader.get_group_options(group)
+            options = self.options(group)
             if name not in options:
                 raise unknown(group, name, options)
         sweeps = [text for text in self.config.hydra.overrides.task if text.startswith("sweeps=")]
@@ -131,13 +138,14 @@ class GridSweeper(Sweeper):
 def apply(overrides: list[Override], config: DictConfig) -> None:
     """Set values on a config; a key that it does not have is an error naming the nearest."""
     for override in overrides:
-        if not override.is_add() and not override.is_force_add():
-            node, path = config, override.key_or_group.split(".")
-            for depth, key in enumerate(path):
-                if isinstance(node, DictConfig) and key not in node:
-                    prefix = ".".join(path[:depth])
-                    raise unknown("key", override.key_or_group, (f"{prefix}.{k}".lstrip(".") for k in map(str, node)))
-                node = node[key] if isinstance(node, DictConfig) else None
+        if override.is_add() or override.is_force_add() or override.is_delete():
+            raise ValueError(f"{override.input_line!r}: every key is there already, leave out the sign before it")
+        node, path = config, override.key_or_group.split(".")
+        for depth, key in enumerate(path):
+            if isinstance(node, DictConfig) and key not in node:
+                prefix = ".".join(path[:depth])
+                raise unknown("key", override.key_or_group, (f"{prefix}.{k}".lstrip(".") for k in map(str, node)))
+            node = node[key] if isinstance(node, DictConfig) else None
     ConfigLoaderImpl._apply_overrides_to_config(overrides, config)
 
 

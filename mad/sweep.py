@@ -31,7 +31,7 @@ ROOT = _PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent  # a wheel 
 RUN_KEYS = tuple(config.Run.__dataclass_fields__)
 SHOWN_ERRORS = 10
 
-Point = tuple[DictConfig, list[str]]  # a configuration, and the overrides that led to it
+Point = tuple[dict[str, Any], list[str]]  # a configuration, and the overrides that led to it
 
 
 @dataclass
@@ -67,7 +67,8 @@ def main() -> None:
 
 def point(cfg: DictConfig) -> None:
     """One point, as Hydra's stock launchers call it; the grid sweeper calls `run_points`."""
-    run_points(lambda: [(cfg, [])])
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    run_points(lambda: [(values, [])])
 
 
 def run_points(points: Callable[[], list[Point]]) -> None:
@@ -121,8 +122,7 @@ def prepare(points: Iterable[Point]) -> tuple[list[config.Run], dict[str, Any]]:
     runs: dict[str, config.Run] = {}
     reasons: dict[str, list[str]] = {}
     sweep: dict[str, Any] = {}
-    for cfg, overrides in points:
-        values: Any = OmegaConf.to_container(cfg, resolve=True)
+    for values, overrides in points:
         sweep = {key: value for key, value in values.items() if key not in RUN_KEYS}
         try:
             run = training.prepare({key: values[key] for key in RUN_KEYS})

@@ -1,5 +1,6 @@
 """The front door: how overrides become runs, what is refused, and a sweep from the command line to the leaderboard."""
 
+import functools
 import json
 import signal
 import subprocess
@@ -12,7 +13,6 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 
 from hydra_plugins.mad_grid import GridSweeper
 from mad import sweep, tasks, training
@@ -56,7 +56,7 @@ def expand():
 
 
 def values(points, key):
-    return [OmegaConf.select(config, key) for config, _ in points]
+    return [functools.reduce(dict.__getitem__, key.split("."), config) for config, _ in points]
 
 
 def test_the_grid_is_a_product(expand):
@@ -138,6 +138,7 @@ def test_the_same_point_is_one_run(expand):
         (["engine=locl"], "unknown engine 'locl' .did you mean 'local'"),
         (["optim.lrr=1"], "unknown key 'optim.lrr' .did you mean 'optim.lr'"),
         (["task=mqar", "task.num_kw=3"], "unknown key 'task.num_kw' .did you mean 'task.num_kv'"),
+        (["+optim.lrr=1"], "leave out the sign"),
         (["nam=x"], "unknown key 'nam' .did you mean 'name'"),
     ],
 )

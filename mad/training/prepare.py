@@ -24,7 +24,7 @@ CHOICES = {
 def prepare(given: Run | Mapping[str, Any]) -> Run:
     """The run with nothing left to choose: task options, expanded stack, sizes, precision and device.
 
-    It is built and its model is tried without memory. `prepare` of a prepared run is that run.
+    Its task and its model are built once, to see that they can be. `prepare` of a prepared run is that run.
 
     Raises:
         ValueError: anything unknown or impossible; the message names it, what was expected and the nearest choice.
@@ -79,10 +79,10 @@ def _model(arch: dict[str, Any], vocab_size: int, head: str) -> Any:
 
 @functools.lru_cache(maxsize=1024)
 def _cost(spec: str, length: int, plugin_digests: tuple[str, ...]) -> models.Cost:
-    """Built on torch's meta device: shapes without memory. A sweep repeats few models over many points; the texts of
-    the plugins are part of what a model is."""
+    """Of a model that is built and dropped. A sweep repeats few models over many points; the texts of the plugins are
+    part of what a model is."""
     arch, vocab_size, head = json.loads(spec)
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):
         return models.cost(_model(arch, vocab_size, head), length)
 
 
