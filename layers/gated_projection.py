@@ -35,9 +35,11 @@ class GatedProjection(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         batch, length, _ = x.shape
         z = torch.addmm(self.linear.bias.unsqueeze(-1), self.linear.weight, x.flatten(0, 1).t())  # (narrow, B T)
-        z = z.view(self.narrow, batch, length).transpose(0, 1)
-        y = kernels.short_conv(z, self.taps, self.bias).transpose(0, 1)  # (streams C, B, T): cut where it is contiguous
-        return tuple(stream.transpose(0, 1) for stream in y.chunk(self.streams))
+        z = z.view(self.narrow, batch, length).transpose(0, 1)  # (B, narrow, T)
+        streams = zip(
+            z.chunk(self.streams, dim=1), self.taps.chunk(self.streams), self.bias.chunk(self.streams), strict=True
+        )
+        return tuple(kernels.short_conv(*stream) for stream in streams)  # cut while narrow: gradients are joined there
 
     def step(self, x_t: torch.Tensor, past: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         """x_t (B, dim), past (B, narrow, K - 1) -> `streams` tensors (B, channels), and the next past."""

@@ -1,14 +1,14 @@
 """What one training step costs, layer by layer: forward, backward and update of a language model around it.
 
-The last rows are Hyena's stack and the same stack with its convolutions written the usual way, a real FFT of length 2T
-and a grouped conv1d, timed alternately in this process, so that their ratio means something on a busy machine.
+The last rows are Hyena's stack, and the same stack with its convolutions written the usual way, a real FFT of length 2T
+and a grouped conv1d. These two take turns in this process, so that their ratio means something on a busy machine, and
+both with the memory allocator as torch finds it; "as trained" is ours with freed memory kept, as runs have it.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from unittest import mock
 
 import torch
@@ -19,10 +19,12 @@ from rich.table import Table
 import layers
 from mad import models
 from mad.config import Run
-from mad.training import data, host
+from mad.memory import keep_freed_memory
+from mad.training import data
 from mad.training.loop import Update
 
 VOCAB = 16
+HYENA = "hyena-swiglu*2"
 
 
 def main(argv: list[str]) -> None:
@@ -32,34 +34,29 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--length", type=int, default=127, help="tokens per sequence (default 127: odd, as recall has)")
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--steps", type=int, default=5, help="timed steps; the median is shown")
+    parser.add_argument("--threads", type=int, default=1, help="on a CPU; training uses one a run (default 1)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
-    size = f"batch {args.batch}, length {args.length}, dim {args.dim}"
-    threads = ", one thread" if args.device == "cpu" else ""
-    table = Table("stack", "ms / step", "GFLOP / step", "GFLOP/s", title=f"{size}, {args.device}{threads}")
-    with host.repeatable(0, args.device):
-        for name in args.layer or layers.names():
-            step, flops = new_step([name], args)
-            add(table, name, statistics.median(times([step], args)[0]), flops)
-        if not args.layer:
-            compare(table, args)
+    torch.set_num_threads(args.threads)
+    where = args.device if args.device == "cuda" else f"cpu, {args.threads} thread{'s' * (args.threads > 1)}"
+    title = f"batch {args.batch}, length {args.length}, dim {args.dim}, {where}"
+    table = Table("stack", "ms / step", "GFLOP / step", "GFLOP/s", title=title)
+    slow = fast = 0.0
+    if not args.layer:  # first, while the allocator is as it was
+        ours, _ = new_step(HYENA, args)
+        usual, _ = new_step(HYENA, args)
+        fast, slow = (statistics.median(t) for t in times([ours, lambda: with_usual_convolutions(usual)], args))
+    if args.device == "cpu":
+        keep_freed_memory()
+    for name in args.layer or layers.names():
+        add(table, name, [name], args)
+    if not args.layer:
+        table.add_section()
+        trained = add(table, f"{HYENA}, as trained", HYENA, args)
+        for name, seconds in ((HYENA, fast), ("  with rfft of 2T and conv1d", slow)):
+            table.add_row(name, f"{1000 * seconds:.1f}", "", "")
+        table.add_row("  ratio, and to as trained", f"{slow / fast:.2f}, {slow / trained:.2f}", "", "")
     Console().print(table)
-
-
-def compare(table: Table, args: argparse.Namespace) -> None:
-    """hyena-swiglu*2 against itself with the usual convolutions, step about."""
-    ours, flops = new_step("hyena-swiglu*2", args)
-    theirs, _ = new_step("hyena-swiglu*2", args)
-
-    def usual() -> None:
-        with usual_convolutions():
-            theirs()
-
-    fast, slow = (statistics.median(t) for t in times([ours, usual], args))
-    table.add_section()
-    add(table, "hyena-swiglu*2", fast, flops)
-    add(table, "  with rfft of 2T and conv1d", slow, flops)
-    table.add_row("  ratio", f"{slow / fast:.2f}", "", "")
 
 
 def new_step(stack: str | list[str], args: argparse.Namespace) -> tuple[Callable[[], None], int]:
@@ -87,15 +84,18 @@ def times(steps: list[Callable[[], None]], args: argparse.Namespace) -> list[lis
     return seconds
 
 
-def add(table: Table, name: str, seconds: float, flops: int) -> None:
+def add(table: Table, name: str, stack: str | list[str], args: argparse.Namespace) -> float:
+    """A row for one stack; returns its seconds."""
+    step, flops = new_step(stack, args)
+    seconds = statistics.median(times([step], args)[0])
     table.add_row(name, f"{1000 * seconds:.1f}", f"{flops / 1e9:.2f}", f"{flops / 1e9 / seconds:.1f}")
+    return seconds
 
 
-@contextmanager
-def usual_convolutions():
-    """kernels.fft_conv and kernels.short_conv as they are commonly written."""
+def with_usual_convolutions(step: Callable[[], None]) -> None:
+    """The step with kernels.fft_conv and kernels.short_conv as they are commonly written."""
     with mock.patch("kernels.fft_conv", rfft_2t), mock.patch("kernels.short_conv", conv1d):
-        yield
+        step()
 
 
 def rfft_2t(u, k, *, skip=None, pre_gate=None, post_gate=None):
