@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.backend import check_backend
+from kernels.checks import check_backend
 
 
 def block_diagonal_matmul(x: torch.Tensor, w: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:

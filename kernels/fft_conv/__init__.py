@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.backend import check_backend
+from kernels.checks import check_backend
 from kernels.fft_conv import reference
 
 

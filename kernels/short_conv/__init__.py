@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from kernels.backend import check_backend
+from kernels.checks import check_backend
 from kernels.short_conv import reference
 from mad.registry import unknown
 

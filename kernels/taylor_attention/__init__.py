@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.backend import check_backend
+from kernels.checks import check_attention, check_backend
 from kernels.taylor_attention import reference
 from kernels.taylor_attention.reference import packed_features, packed_size
 
@@ -35,8 +35,5 @@ def taylor_attention(
         ValueError: shapes that do not fit together, or an unknown backend.
     """
     check_backend(backend)
-    if q.shape != k.shape or q.shape[:3] != v.shape[:3] or v.dim() != 4:
-        raise ValueError(
-            f"expected q, k (B, H, T, d) and v (B, H, T, dv), got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
-        )
+    check_attention(q, k, v)
     return reference.taylor_attention(q, k, v, normalize=normalize, eps=eps)

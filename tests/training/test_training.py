@@ -20,13 +20,9 @@ TINY = {
 }
 
 
-def tiny(**changes):
-    """TINY with the sections changed."""
-    return {
-        key: {**TINY.get(key, {}), **changes.get(key, {})} if isinstance(TINY.get(key, {}), dict) else TINY[key]
-        for key in TINY | changes
-        if key != "seed"
-    } | ({"seed": changes["seed"]} if "seed" in changes else {})
+def tiny(seed=0, **changes):
+    """TINY with some keys of its sections changed."""
+    return TINY | {section: TINY.get(section, {}) | keys for section, keys in changes.items()} | {"seed": seed}
 
 
 def same(a, b):
