@@ -38,9 +38,18 @@ class FeatureMap(nn.Module):
 
 
 def build_map(spec: str | Mapping[str, Any], head_dim: int, num_heads: int, max_length: int) -> FeatureMap:
-    """A feature map from its name, or a mapping of name and options."""
-    options = {"name": spec} if isinstance(spec, str) else dict(spec)
-    return registry.build(options.pop("name", None), head_dim, num_heads, max_length, **options)
+    """A feature map from its name, or a mapping of name and options.
+
+    Raises:
+        ValueError: `spec` is neither, or the map, an option or a value does not exist.
+    """
+    options = {"name": spec} if isinstance(spec, str) else spec
+    if not isinstance(options, Mapping) or "name" not in options:
+        raise ValueError(
+            f"a feature map is a name or a mapping with the key 'name', got {spec!r}; there are {registry.names()}"
+        )
+    given = {key: value for key, value in options.items() if key != "name"}
+    return registry.build(options["name"], head_dim, num_heads, max_length, **given)
 
 
 @registry.register("elu")
@@ -122,7 +131,8 @@ class CosFormer(FeatureMap):
         self.size, self.max_length = 2 * head_dim, max_length
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        angle = (positions.to(x.dtype) * (math.pi / 2 / self.max_length)).unsqueeze(-1)
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32  # bf16 counts to 256
+        angle = (positions.to(wide) * (math.pi / 2 / self.max_length)).unsqueeze(-1)
         x = F.relu(x)
         return torch.cat([x * angle.cos(), x * angle.sin()], dim=-1)
 
@@ -131,7 +141,8 @@ class CosFormer(FeatureMap):
 class Performer(FeatureMap):
     """exp(w_i.x' - |x'|^2 / 2) / sqrt(m), x' = x / d^(1/4), for m fixed orthogonal directions w_i of Gaussian length.
 
-    Choromanski et al. 2021 (FAVOR+, arXiv 2009.14794): unbiased for softmax's exp(q.k / sqrt(d)).
+    Choromanski et al. 2021 (FAVOR+, arXiv 2009.14794): unbiased for softmax's exp(q.k / sqrt(d)), provided that queries
+    and keys are mapped by the same directions.
     """
 
     def __init__(self, head_dim: int, num_heads: int, max_length: int, *, num_features: int | None = None):

@@ -17,10 +17,10 @@ from layers.rope import rope as rotate
 class LinearAttention(Layer):
     """y[t] = W_o (sum_{s<=t} phi(q_t).psi(k_s) v_s) / (sum_{s<=t} phi(q_t).psi(k_s) + eps).
 
-    Katharopoulos et al. 2020 (arXiv 2006.16236); defaults of the MAD protocol: one head, Hadamard feature maps, one for
-    queries and one for keys, projections without bias. State a head: F (dv + 1) with F features, without normalisation
-    F dv; and one position where the map or `rope` needs it. FLOPs a token: 8 dim^2 for the default widths, the maps',
-    and 4 F dv a head.
+    Katharopoulos et al. 2020 (arXiv 2006.16236); defaults of the MAD protocol: one head, Hadamard feature maps,
+    projections without bias. A learned map is two, one for queries and one for keys; a fixed one is shared. State a
+    head: F (dv + 1) with F features, without normalisation F dv; and one position where the map or `rope` needs it.
+    FLOPs a token: 8 dim^2 for the default widths, the maps', and 4 F dv a head.
 
     Args:
         feature_map: a name of `layers.feature_maps`, or a mapping of the name and its options.
@@ -48,11 +48,17 @@ class LinearAttention(Layer):
         self.head_dim = split_heads(dim, num_heads)
         self.feature_dim = self.head_dim if feature_dim is None else feature_dim
         positive(feature_dim=self.feature_dim)
+        if not isinstance(normalize, bool):
+            raise ValueError(f"normalize must be true or false, got {normalize!r}")
+        if not isinstance(eps, (int, float)) or not eps >= 0:
+            raise ValueError(f"eps must be a number of at least 0, got {eps!r}")
         if rope and self.feature_dim % 2:
             raise ValueError(f"rotary positions need an even head width, got {self.feature_dim}; set rope=false")
         self.q, self.k = (nn.Linear(dim, num_heads * self.feature_dim, bias=False) for _ in range(2))
         self.v, self.out = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
-        self.q_map, self.k_map = (build_map(feature_map, self.feature_dim, num_heads, max_length) for _ in range(2))
+        self.q_map = self.k_map = build_map(feature_map, self.feature_dim, num_heads, max_length)
+        if any(True for _ in self.q_map.parameters()):
+            self.k_map = build_map(feature_map, self.feature_dim, num_heads, max_length)
         self.positional = rope or self.q_map.positional
 
     def heads(self, x: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -76,7 +82,7 @@ class LinearAttention(Layer):
         of the features; and the position (B,) where one is needed."""
         state = self.zeros(batch, self.num_heads, self.q_map.size, self.head_dim + self.normalize)
         wide = state if state.dtype == torch.float64 else state.float()
-        return (wide, self.zeros(batch)) if self.positional else (wide,)
+        return (wide, wide.new_zeros(batch)) if self.positional else (wide,)
 
     def step(self, x_t: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         total, *position = state

@@ -95,6 +95,30 @@ def test_performer_is_an_unbiased_estimate_of_softmax_weights():
     assert ((total / 200 - want) / want).abs().mean() < 0.05
 
 
+def test_fixed_maps_are_shared_and_learned_ones_are_not():
+    torch.manual_seed(0)
+    spec = {"name": "linear_attention", "num_heads": 2, "feature_map": {"name": "performer", "num_features": 4096}}
+    layer, at = layers.build(spec, 16, 20), torch.arange(20)
+    q, k, _ = layer.heads(torch.randn(3, 20, 16), at)
+    want = torch.exp(q @ k.transpose(-1, -2) / math.sqrt(8))
+    got = layer.q_map(q, at) @ layer.k_map(k, at).transpose(-1, -2)
+    assert ((got - want) / want).abs().mean() < 0.05
+    learned = layers.build({"name": "linear_attention", "feature_map": "t2r"}, 16, 20)
+    assert not torch.equal(learned.q_map.linear.weight, learned.k_map.linear.weight)
+
+
+def test_positions_stay_apart_in_bf16():
+    phi = build_map("cosformer", 4, 1, 1024)
+    features = phi(torch.ones(1, 1, 1024, 4, dtype=torch.bfloat16), torch.arange(1024))
+    assert features[0, 0].unique(dim=0).shape[0] == 1024
+    layer = layers.build({"name": "linear_attention", "feature_map": "cosformer"}, 4, 300).bfloat16()
+    state = layer.init_state(1)
+    with torch.no_grad():
+        for _ in range(300):
+            _, state = layer.step(torch.ones(1, 4, dtype=torch.bfloat16), state)
+    assert state[-1].tolist() == [300]
+
+
 @pytest.mark.parametrize(
     "name, params, state, flops",
     [  # of the published layers at dim 128, length 128; FLOPs a token
@@ -128,5 +152,12 @@ def test_bad_options():
         layers.build({"name": "linear_attention", "feature_map": "hedgehg"}, 16, 8)
     with pytest.raises(ValueError, match="unknown option of feature map 'dpfp': 'mu' .did you mean 'nu'"):
         layers.build({"name": "linear_attention", "feature_map": {"name": "dpfp", "mu": 1}}, 16, 8)
+    for feature_map in (None, 3, {"nu": 2}):
+        with pytest.raises(ValueError, match="a feature map is a name or a mapping with the key 'name', got"):
+            layers.build({"name": "linear_attention", "feature_map": feature_map}, 16, 8)
+    with pytest.raises(ValueError, match="normalize must be true or false, got 'yes'"):
+        layers.build({"name": "linear_attention", "normalize": "yes"}, 16, 8)
+    with pytest.raises(ValueError, match="eps must be a number of at least 0, got -1.0"):
+        layers.build({"name": "based", "eps": -1.0}, 16, 8)
     with pytest.raises(ValueError, match="expected q, k"):
         kernels.linear_attention(torch.ones(1, 1, 2, 3), torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 3))
