@@ -1,16 +1,88 @@
-"""What every kernel checks before it starts: which implementation runs, and that shapes fit together."""
+"""What every kernel checks before it starts: which implementation runs, in which precision, and that shapes fit."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from mad.registry import unknown
 
-BACKENDS = ("auto", "torch")
+BACKENDS = ("auto", "torch", "triton")
+INSTALLED = importlib.util.find_spec("triton") is not None
+WIDEST = 256  # of heads, for every Triton kernel
+_auto = "auto"  # what backend="auto" means; see use_backend
 
 
-def check_backend(backend: str) -> None:
-    """Raise ValueError for a backend that does not exist. "auto" is the fastest one that can run here."""
+def use_triton(backend: str, *tensors: torch.Tensor | None, width: int = 0, widest: int = WIDEST) -> bool:
+    """Whether the Triton kernel runs on these tensors, or the torch reference.
+
+    "auto" takes Triton for CUDA tensors where it is installed, up to the width at which its tiles still fit into
+    registers; fp64 stays with torch. "triton" insists, also on a CPU where TRITON_INTERPRET=1 was set before Python
+    started.
+
+    Args:
+        backend: "auto" | "torch" | "triton".
+        tensors: the function's tensors; None is ignored.
+        width: of the widest head.
+        widest: up to which width "auto" takes Triton. No kernel goes beyond WIDEST.
+
+    Raises:
+        ValueError: a backend that does not exist, or "triton" for tensors it cannot run on.
+    """
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
+    if backend == "auto":
+        backend = _auto
+    given = [t for t in tensors if t is not None]
+    double = any(t.dtype == torch.float64 for t in given)
+    if backend == "auto":
+        return not double and INSTALLED and width <= widest and all(on_card(t) for t in given)
+    if backend == "torch":
+        return False
+    if not INSTALLED:
+        raise ValueError("backend='triton' needs Triton (Linux only: pip install triton); use backend='torch'")
+    if double:
+        raise ValueError("backend='triton' computes in float32, got float64 tensors; use backend='torch'")
+    if width > WIDEST:
+        raise ValueError(f"backend='triton' takes heads of width {WIDEST} at most, got {width}; use backend='auto'")
+    if not all(runs_here(t) for t in given):
+        raise ValueError(
+            f"backend='triton' needs CUDA tensors, or TRITON_INTERPRET=1 in the environment, got one on "
+            f"{next(t.device for t in given if not runs_here(t))}; use backend='auto'"
+        )
+    return True
+
+
+@contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Inside, backend="auto" means this one: `with kernels.use_backend("torch"): model(x)`.
+
+    Raises:
+        ValueError: a backend that does not exist.
+    """
+    global _auto
+    if backend not in BACKENDS:
+        raise unknown("backend", backend, BACKENDS)
+    before, _auto = _auto, backend
+    try:
+        yield
+    finally:
+        _auto = before
+
+
+def on_card(t: torch.Tensor) -> bool:
+    return t.is_cuda
+
+
+def runs_here(t: torch.Tensor) -> bool:
+    return on_card(t) or os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """The precision that sums are taken in: fp32, or fp64 for fp64."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def check_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.checks import check_backend
+from kernels.checks import use_triton
 from kernels.fft_conv import reference
 
 
@@ -13,6 +13,7 @@ def fft_conv(
     skip: torch.Tensor | None = None,
     pre_gate: torch.Tensor | None = None,
     post_gate: torch.Tensor | None = None,
+    keep: int | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
     """y[t] = post_gate[t] * (sum_j k[j] w[t - j] + skip w[t]) with w = pre_gate * u, per batch row and channel.
@@ -22,15 +23,30 @@ def fft_conv(
         k: (H, K); k[:, j] multiplies the token j steps back. Taps beyond L have no effect.
         skip: (H,), a direct path beside the convolution.
         pre_gate, post_gate: (B, H, L).
-        backend: "auto" | "torch".
+        keep: drop all frequencies of the filter but the lowest `keep`, of the power of two at least 2 L that its FFT
+            has: the filter then reaches into the future, too. (FlashFFTConv's frequency-sparse convolution.)
+        backend: "auto" | "torch" | "triton".
 
     Returns:
-        (B, H, L), of u's type. The convolution is computed in fp32, or in fp64 where u is fp64.
+        (B, H, L), of u's type. torch computes in fp32, or in fp64 where u is fp64. Triton rounds operands to u's type
+        and sums in fp32: by Toeplitz products, which cost in proportion to K where K < L, or for long filters by a
+        Fourier transform over blocks. Both do on matrix units what Fu et al. 2023 (FlashFFTConv, arXiv 2311.05908) do.
 
     Raises:
         ValueError: shapes that do not fit together, or an unknown backend.
     """
-    check_backend(backend)
     if u.dim() != 3 or k.dim() != 2 or k.shape[0] != u.shape[1]:
         raise ValueError(f"expected u (B, H, L) and k (H, K), got {tuple(u.shape)} and {tuple(k.shape)}")
-    return reference.fft_conv(u, k, skip=skip, pre_gate=pre_gate, post_gate=post_gate)
+    for name, gate in (("pre_gate", pre_gate), ("post_gate", post_gate)):
+        if gate is not None and gate.shape != u.shape:
+            raise ValueError(f"expected {name} of u's shape {tuple(u.shape)}, got {tuple(gate.shape)}")
+    if skip is not None and skip.shape != k.shape[:1]:
+        raise ValueError(f"expected skip ({k.shape[0]},), got {tuple(skip.shape)}")
+    if keep is not None and keep < 1:
+        raise ValueError(f"keep must be a number of frequencies of at least 1, got {keep}")
+    if keep is None and use_triton(backend, u, k, skip, pre_gate, post_gate):
+        from kernels.fft_conv import triton
+
+        if backend == "triton" or triton.pays(u, k):
+            return triton.fft_conv(u, k, skip=skip, pre_gate=pre_gate, post_gate=post_gate)
+    return reference.fft_conv(u, k, skip=skip, pre_gate=pre_gate, post_gate=post_gate, keep=keep)

@@ -5,10 +5,15 @@ arithmetic (`python -m mad.bench step` compares them). Tensors whose storage is 
 without a copy: pass them transposed.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 
+from kernels.checks import wide
+
 TOEPLITZ_MAX = 192
+PRODUCTS_UPTO = 4  # kept frequencies, over log2 of the points, up to which products cost less than an FFT
 
 
 def fft_conv(
@@ -18,6 +23,7 @@ def fft_conv(
     skip: torch.Tensor | None = None,
     pre_gate: torch.Tensor | None = None,
     post_gate: torch.Tensor | None = None,
+    keep: int | None = None,
 ) -> torch.Tensor:
     """See kernels.fft_conv."""
     dtype = u.dtype
@@ -25,10 +31,13 @@ def fft_conv(
     w = u if pre_gate is None else u * pre_gate
     k = k[:, :length]
     with torch.autocast(u.device.type, enabled=False):
-        w, k = _wide(w), _wide(k)
+        w, k = wide(w), wide(k)
         if skip is not None:  # the direct path is one more weight on tap 0
-            k = torch.cat([k[:, :1] + _wide(skip).unsqueeze(-1), k[:, 1:]], dim=-1)
-        y = by_toeplitz(w, k) if length <= TOEPLITZ_MAX else by_fft(w, k)
+            k = torch.cat([k[:, :1] + wide(skip).unsqueeze(-1), k[:, 1:]], dim=-1)
+        if keep is not None:
+            y = by_low_frequencies(w, k, keep)
+        else:
+            y = by_toeplitz(w, k) if length <= TOEPLITZ_MAX else by_fft(w, k)
     y = y.to(dtype)
     return y if post_gate is None else y * post_gate
 
@@ -43,6 +52,31 @@ def by_fft(u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     length = u.shape[-1]
     n = friendly_length(length + k.shape[-1] - 1)
     return torch.fft.irfft(torch.fft.rfft(u, n=n) * torch.fft.rfft(k, n=n), n=n)[..., :length]
+
+
+def by_low_frequencies(u: torch.Tensor, k: torch.Tensor, keep: int) -> torch.Tensor:
+    """The filter without its frequencies from `keep` on, of the `spectral_points(L)` that there are: not causal.
+
+    Few frequencies are two products with cosines and sines, in which the others do not occur; many are an FFT.
+    """
+    length = u.shape[-1]
+    n = spectral_points(length)
+    keep = min(keep, n // 2 + 1)
+    if keep > PRODUCTS_UPTO * math.log2(n):
+        low = torch.fft.rfft(u, n=n)[..., :keep] * torch.fft.rfft(k, n=n)[..., :keep]
+        return torch.fft.irfft(F.pad(low, (0, n // 2 + 1 - keep)), n=n)[..., :length]
+    f = torch.arange(keep, device=u.device)
+    angle = (torch.outer(torch.arange(length, device=u.device), f) % n).double() * (2 * math.pi / n)  # (L, keep)
+    c, s = angle.cos().to(u), angle.sin().to(u)
+    weight = torch.where((f == 0) | (2 * f == n), 1.0, 2.0).to(u) / n  # a frequency and its mirror image
+    k_real, k_imag = k @ c[: k.shape[1]] * weight, k @ s[: k.shape[1]] * weight  # the sign of imag is left out of both
+    u_real, u_imag = u @ c, u @ s  # (B, H, keep)
+    return (u_real * k_real - u_imag * k_imag) @ c.t() + (u_real * k_imag + u_imag * k_real) @ s.t()
+
+
+def spectral_points(length: int) -> int:
+    """The power of two at least twice the length."""
+    return 2 << max(0, length - 1).bit_length()
 
 
 def toeplitz(k: torch.Tensor, length: int) -> torch.Tensor:
@@ -80,7 +114,3 @@ def friendly_length(n: int) -> int:
             length *= 2
         best = min(best, length)
     return best
-
-
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    return x if x.dtype == torch.float64 else x.float()

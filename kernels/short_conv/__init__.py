@@ -1,13 +1,11 @@
 """Short causal depthwise convolution, any width."""
 
 import torch
-import torch.nn.functional as F
 
-from kernels.checks import check_backend
+from kernels.checks import use_triton
 from kernels.short_conv import reference
+from kernels.short_conv.reference import ACTIVATIONS
 from mad.registry import unknown
-
-ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu}
 
 
 def short_conv(
@@ -18,7 +16,8 @@ def short_conv(
     activation: str | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
-    """y[c, t] = activation(bias[c] + sum_j w[c, K - 1 - j] u[c // r, t - j]), zeros before the sequence.
+    """y[c, t] = activation(bias[c] + sum_j w[c, K - 1 - j] u[c // r, t - j]), zeros before the sequence (H3,
+    arXiv 2212.14052; with SiLU as in Mamba, arXiv 2312.00752).
 
     Args:
         u: (B, H, L).
@@ -26,18 +25,20 @@ def short_conv(
             input channel (conv1d's channel multiplier).
         bias: (C,).
         activation: None | "silu" | "gelu".
-        backend: "auto" | "torch".
+        backend: "auto" | "torch" | "triton".
 
     Returns:
-        (B, C, L).
+        (B, C, L), of u's type; Triton sums the taps in fp32.
 
     Raises:
         ValueError: shapes that do not fit together, an unknown activation or backend.
     """
-    check_backend(backend)
     if activation is not None and activation not in ACTIVATIONS:
         raise unknown("activation", activation, ACTIVATIONS)
     if u.dim() != 3 or w.dim() != 2 or w.shape[0] % u.shape[1]:
         raise ValueError(f"expected u (B, H, L) and w (r H, K), got {tuple(u.shape)} and {tuple(w.shape)}")
-    y = reference.short_conv(u, w.to(u.dtype), None if bias is None else bias.to(u.dtype))
-    return y if activation is None else ACTIVATIONS[activation](y)
+    if use_triton(backend, u, w, bias):
+        from kernels.short_conv import triton
+
+        return triton.short_conv(u, w, bias, activation=activation)
+    return reference.short_conv(u, w, bias, activation=activation)

@@ -7,14 +7,17 @@ several outputs read one input, a small matrix product over the shifted copies (
 import torch
 import torch.nn.functional as F
 
+ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu}
 
-def short_conv(u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """u (B, H, L), w (r H, K), bias (r H,) -> (B, r H, L); channel c reads input c // r."""
-    if bias is None:
-        bias = w.new_zeros(w.shape[0])
-    if w.shape[0] == u.shape[1]:
-        return _ShiftedSum.apply(u, w, bias)
-    return by_product(u, w, bias)
+
+def short_conv(
+    u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None, *, activation: str | None = None
+) -> torch.Tensor:
+    """u (B, H, L), w (r H, K), bias (r H,) -> (B, r H, L), of u's type; channel c reads input c // r."""
+    w = w.to(u.dtype)
+    bias = w.new_zeros(w.shape[0]) if bias is None else bias.to(u.dtype)
+    y = _ShiftedSum.apply(u, w, bias) if w.shape[0] == u.shape[1] else by_product(u, w, bias)
+    return y if activation is None else ACTIVATIONS[activation](y)
 
 
 def by_product(u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -6,13 +6,28 @@ with those off the diagonal scaled by sqrt(2).
 
 import torch
 
-from kernels.linear_attention.reference import causal
+from kernels.checks import wide
+from kernels.linear_attention.reference import causal, normalized
 
 
 def taylor_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, normalize: bool, eps: float) -> torch.Tensor:
     """See kernels.taylor_attention."""
     size = packed_size(q.shape[-1])
     return causal(q, k, v, polynomial, packed_features, size, normalize=normalize, eps=eps)
+
+
+def taylor_step(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, state: torch.Tensor, *, normalize: bool, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See kernels.taylor_step."""
+    dtype = v.dtype
+    with torch.autocast(v.device.type, enabled=False):
+        state = wide(state)
+        q, k, v = (t.to(state.dtype) for t in (q, k, v))
+        v = torch.nn.functional.pad(v, (0, 1), value=1.0) if normalize else v
+        state = state + packed_features(k).unsqueeze(-1) * v.unsqueeze(-2)
+        y = (packed_features(q).unsqueeze(-2) @ state).squeeze(-2)
+        return (normalized(y, eps) if normalize else y).to(dtype), state
 
 
 def polynomial(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:

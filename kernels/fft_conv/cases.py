@@ -1,0 +1,48 @@
+"""Shapes of FlashFFTConv's benchmark and of MAD's stacks.
+
+The former is B 64, H 768, gated; its FFT length N is our causal L = N / 2.
+"""
+
+import torch
+
+from kernels.cases import Work
+from kernels.fft_conv.reference import by_fft
+
+SHAPES = [
+    *({"B": 128, "H": 512, "L": length, "gated": 0} for length in (32, 127, 128, 512, 1024)),
+    *({"B": 64, "H": 768, "L": length, "gated": 1} for length in (512, 2048, 4096, 8192, 16384)),
+]
+CONFIGS = [
+    {"B": 64, "H": 1, "L": 9000, "gated": 1},
+    {"B": 128, "H": 1, "L": 127, "gated": 1},
+    {"B": 128, "H": 1, "L": 1024, "gated": 0},
+    {"B": 2, "H": 1, "L": 17000, "gated": 1},
+    {"B": 128, "H": 1, "L": 128, "gated": 0},
+    {"B": 2, "H": 1, "L": 1024, "gated": 1},
+    {"B": 4, "H": 2, "L": 63, "gated": 1},
+    {"B": 4, "H": 2, "L": 16, "gated": 0},
+]
+
+
+def tensors(shape: dict[str, int], dtype: torch.dtype, device: str) -> dict[str, torch.Tensor]:
+    size = (shape["H"], shape["B"], shape["L"])  # channel-first, as the layers hold them
+    names = ("u", "pre_gate", "post_gate") if shape["gated"] else ("u",)
+    streams = {name: torch.randn(size, dtype=dtype, device=device).transpose(0, 1) for name in names}
+    k = torch.randn(shape["H"], shape["L"], device=device) * shape["L"] ** -0.5
+    return streams | {"k": k, "skip": torch.randn(shape["H"], device=device)}
+
+
+def work(shape: dict[str, int], size: int, backward: bool) -> Work:
+    """Forward: every stream once. Backward: the streams and dy in, their gradients out. FLOPs: none that must be."""
+    elements = shape["B"] * shape["H"] * shape["L"]
+    streams = 3 if shape["gated"] else 1
+    return Work(bytes=(2 * streams + 1 if backward else streams + 1) * elements * size, flops=0)
+
+
+def rivals():
+    def rfft(u, k, skip, pre_gate=None, post_gate=None):
+        w = u if pre_gate is None else u * pre_gate
+        y = by_fft(w.float(), k) + skip[:, None] * w
+        return (y if post_gate is None else y * post_gate).to(u.dtype)
+
+    return {"cuFFT": rfft}

@@ -1,0 +1,90 @@
+"""The gated long convolution as operators: forward and backward, by Toeplitz products or a transform over blocks.
+
+Backward keeps the inputs alone. With w = pre_gate u and c = k conv w: dpost = dy c is the forward with dy in place of
+the post gate; du = pre_gate g and dpre = u g share one correlation g of post_gate dy with the taps.
+"""
+
+from typing import Any
+
+import torch
+
+from kernels.fft_conv import blocks, toeplitz
+
+BLOCKS_FROM = 8192  # taps in reach from which the transform over blocks beats the Toeplitz product on an H100
+SINGLE_UPTO = 4096  # and up to which that beats cuFFT where data is fp32
+
+
+def pays(u: torch.Tensor, k: torch.Tensor) -> bool:
+    """Whether a kernel of ours is the fastest way on a GPU: cuFFT is, for long filters of fp32 data and the longest."""
+    reach = min(u.shape[-1], k.shape[1])
+    return reach <= (SINGLE_UPTO if u.dtype == torch.float32 else blocks.LONGEST)
+
+
+def convolve(x, k, skip, gate, gate1, gate2=None, *, transposed=False) -> Any:
+    """gate1 * conv(gate * x, k), and with gate2 also gate2 * the same, by the faster algorithm."""
+    long = min(x.shape[-1], k.shape[1]) >= BLOCKS_FROM and x.dtype != torch.float32 and x.shape[-1] <= blocks.LONGEST
+    algorithm = blocks.convolve if long else toeplitz.convolve
+    return algorithm(x, k, skip, gate, gate1, gate2, transposed=transposed)
+
+
+@torch.library.custom_op("mad::fft_conv", mutates_args=())
+def forward(
+    u: torch.Tensor,
+    k: torch.Tensor,
+    skip: torch.Tensor | None,
+    pre_gate: torch.Tensor | None,
+    post_gate: torch.Tensor | None,
+) -> torch.Tensor:
+    return convolve(u, k, skip, pre_gate, post_gate)
+
+
+@forward.register_fake
+def _(u, k, skip, pre_gate, post_gate):
+    return torch.empty_like(u)
+
+
+@torch.library.custom_op("mad::fft_conv_backward", mutates_args=())
+def backward(
+    dy: torch.Tensor,
+    u: torch.Tensor,
+    k: torch.Tensor,
+    skip: torch.Tensor | None,
+    pre_gate: torch.Tensor | None,
+    post_gate: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """du, dk (fp32), dpre and dpost; a gate that is not there has a gradient of no elements."""
+    none = u.new_empty(0)
+    dpost = none.clone() if post_gate is None else convolve(u, k, skip, pre_gate, dy)
+    if pre_gate is None:
+        du, dpre = convolve(dy, k, skip, post_gate, None, transposed=True), none
+    else:
+        du, dpre = convolve(dy, k, skip, post_gate, pre_gate, u, transposed=True)
+    dk = toeplitz.taps_gradient(u, dy, pre_gate, post_gate, k.shape[1])
+    return du, dk, dpre, dpost
+
+
+@backward.register_fake
+def _(dy, u, k, skip, pre_gate, post_gate):
+    gradients = (u.new_empty(0) if gate is None else torch.empty_like(u) for gate in (pre_gate, post_gate))
+    return torch.empty_like(u), k.new_empty(k.shape, dtype=torch.float32), *gradients
+
+
+def save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def differentiate(ctx, dy):
+    u, k, skip, pre_gate, post_gate = ctx.saved_tensors
+    du, dk, dpre, dpost = backward(dy, u, k, skip, pre_gate, post_gate)
+    dskip = None if skip is None else dk[:, 0].to(skip.dtype)
+    dpre, dpost = (None if gate is None else g for gate, g in ((pre_gate, dpre), (post_gate, dpost)))
+    return du, dk.to(k.dtype), dskip, dpre, dpost
+
+
+forward.register_autograd(differentiate, setup_context=save)
+
+
+def fft_conv(u, k, *, skip, pre_gate, post_gate) -> torch.Tensor:
+    """See kernels.fft_conv."""
+    pre_gate, post_gate = (None if gate is None else gate.to(u.dtype) for gate in (pre_gate, post_gate))
+    return forward(u, k.contiguous(), skip, pre_gate, post_gate)

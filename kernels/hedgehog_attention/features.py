@@ -1,0 +1,125 @@
+"""Hedgehog's feature map in Triton: the product with W and both softmaxes in one pass over the data.
+
+Backward forms the product again. Gradients of W are sums over shares of the tokens, added afterwards in order.
+"""
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.tiles import bucket, precision
+
+PROGRAMS = 264  # two for each SM of an H100
+
+
+@triton.jit
+def _softmaxes(x, w, t, h, T, d, f, BT: tl.constexpr, D: tl.constexpr, F: tl.constexpr, PRECISION: tl.constexpr):
+    """The tile of x, and both softmaxes of x W, (BT, D) and (BT, F), zero in columns past f."""
+    c = tl.arange(0, D)
+    j = tl.arange(0, F)
+    tile = tl.load(x + t[:, None] * d + c[None, :], mask=(t < T)[:, None] & (c < d)[None, :], other=0.0)
+    place = w + h * d * f + c[:, None] * f + j[None, :]
+    weight = tl.load(place, mask=(c < d)[:, None] & (j < f)[None, :], other=0.0)
+    y = tl.dot(tile, weight, input_precision=PRECISION)
+    real = (j < f)[None, :]
+    up = tl.where(real, y, float("-inf"))
+    up = tl.exp(up - tl.max(up, 1)[:, None])
+    down = tl.where(real, -y, float("-inf"))
+    down = tl.exp(down - tl.max(down, 1)[:, None])
+    return tile, weight, up / tl.sum(up, 1)[:, None], down / tl.sum(down, 1)[:, None]
+
+
+@triton.jit
+def forward_kernel(
+    x, w, out, H, T, d, f, BT: tl.constexpr, D: tl.constexpr, F: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    head = tl.program_id(1).to(tl.int64)
+    t = tl.program_id(0) * BT + tl.arange(0, BT)
+    _, _, up, down = _softmaxes(x + head * T * d, w, t, head % H, T, d, f, BT, D, F, PRECISION)
+    j = tl.arange(0, F)
+    place = out + head * T * 2 * f + t[:, None] * (2 * f) + j[None, :]
+    inside = (t < T)[:, None] & (j < f)[None, :]
+    tl.store(place, up.to(out.dtype.element_ty), mask=inside)
+    tl.store(place + f, down.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def backward_kernel(
+    x, w, dy, dx, partial, B, H, T, d, f,
+    BT: tl.constexpr, D: tl.constexpr, F: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dx, and this share of the sequences' part of dw in partial (shares, H, d, f)."""
+    h = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, D)
+    j = tl.arange(0, F)
+    total = tl.zeros((D, F), tl.float32)
+    for b in range(tl.program_id(1), B, tl.num_programs(1)):
+        head = tl.cast(b, tl.int64) * H + h
+        for first in range(0, T, BT):
+            t = first + tl.arange(0, BT)
+            tile, weight, up, down = _softmaxes(x + head * T * d, w, t, h, T, d, f, BT, D, F, PRECISION)
+            place = dy + head * T * 2 * f + t[:, None] * (2 * f) + j[None, :]
+            inside = (t < T)[:, None] & (j < f)[None, :]
+            g = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+            gradient = up * (g - tl.sum(g * up, 1)[:, None])
+            g = tl.load(place + f, mask=inside, other=0.0).to(tl.float32)
+            gradient -= down * (g - tl.sum(g * down, 1)[:, None])
+            gradient = gradient.to(tile.dtype)
+            out = tl.dot(gradient, tl.trans(weight), input_precision=PRECISION)
+            place = dx + head * T * d + t[:, None] * d + c[None, :]
+            tl.store(place, out.to(dx.dtype.element_ty), mask=(t < T)[:, None] & (c < d)[None, :])
+            total = tl.dot(tl.trans(tile), gradient, total, input_precision=PRECISION)
+    place = partial + (tl.program_id(1) * H + h) * d * f + c[:, None] * f + j[None, :]
+    tl.store(place, total, mask=(c < d)[:, None] & (j < f)[None, :])
+
+
+def tiling(x: torch.Tensor, w: torch.Tensor) -> dict:
+    widths = {"D": bucket(x.shape[3], 16, 256), "F": bucket(w.shape[2], 16, 256)}
+    single = x.dtype == torch.float32
+    schedule = {"num_warps": 8 if max(widths.values()) > 32 else 4, "num_stages": 1 if single else 2}
+    return widths | schedule | {"BT": 16 if single else 32, "PRECISION": precision(x.dtype)}
+
+
+@torch.library.custom_op("mad::hedgehog_features", mutates_args=())
+def features(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """x (B, H, T, d), w (H, d, f) of x's type, both contiguous -> (B, H, T, 2 f)."""
+    batch, heads, length, d = x.shape
+    out = x.new_empty(batch, heads, length, 2 * w.shape[2])
+    options = tiling(x, w)
+    grid = (triton.cdiv(length, options["BT"]), batch * heads)
+    forward_kernel[grid](x, w, out, heads, length, d, w.shape[2], **options)
+    return out
+
+
+@features.register_fake
+def _(x, w):
+    return x.new_empty(*x.shape[:3], 2 * w.shape[2])
+
+
+@torch.library.custom_op("mad::hedgehog_features_backward", mutates_args=())
+def features_backward(x: torch.Tensor, w: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """dx, and dw in fp32."""
+    batch, heads, length, d = x.shape
+    shares = max(1, min(batch, PROGRAMS // heads))
+    dx, partial = torch.empty_like(x), x.new_empty(shares, *w.shape, dtype=torch.float32)
+    backward_kernel[(heads, shares)](x, w, dy, dx, partial, batch, heads, length, d, w.shape[2], **tiling(x, w))
+    return dx, partial.sum(0)
+
+
+@features_backward.register_fake
+def _(x, w, dy):
+    return torch.empty_like(x), w.new_empty(w.shape, dtype=torch.float32)
+
+
+def save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def differentiate(ctx, dy):
+    x, w = ctx.saved_tensors
+    dx, dw = features_backward(x, w, dy.contiguous())
+    return dx, dw.to(w.dtype)
+
+
+features.register_autograd(differentiate, setup_context=save)

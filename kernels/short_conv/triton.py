@@ -1,0 +1,172 @@
+"""Short convolution in Triton: memory-bound, so each tensor is read once from HBM and taps are summed in fp32.
+
+A program owns a block of channels and walks over a share of the batch; tokens are the fast axis. Gradients of the taps
+are partial sums a share, added afterwards in a fixed order: no atomics, the same bits every time.
+"""
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.tiles import bucket
+
+SPLITS = 32  # shares of the batch in the backward: enough programs for every SM, few partial sums
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1 / (1 + tl.exp(-x))
+
+
+@triton.jit
+def _activate(z, ACTIVATION: tl.constexpr):
+    if ACTIVATION == "silu":
+        z = z * _sigmoid(z)
+    elif ACTIVATION == "gelu":
+        z = 0.5 * z * (1 + tl.erf(z * 0.7071067811865476))
+    return z
+
+
+@triton.jit
+def _slope(z, ACTIVATION: tl.constexpr):
+    if ACTIVATION == "silu":
+        s = _sigmoid(z)
+        return s * (1 + z * (1 - s))
+    else:
+        return 0.5 * (1 + tl.erf(z * 0.7071067811865476)) + z * tl.exp(-0.5 * z * z) * 0.3989422804014327
+
+
+@triton.jit
+def forward_kernel(
+    u, w, bias, dy, y,
+    H, L, u_b, u_h, u_t, dy_b, dy_h, dy_t, y_b, y_h, y_t,
+    R: tl.constexpr, K: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, BIAS: tl.constexpr,
+    BC: tl.constexpr, BT: tl.constexpr,
+):  # fmt: skip
+    """y = activation(conv), or where SLOPE the gradient before the activation, dy * activation'(conv)."""
+    c = tl.program_id(1) * BC + tl.arange(0, BC)[:, None]
+    t = tl.program_id(2) * BT + tl.arange(0, BT)[None, :]
+    b = tl.program_id(0).to(tl.int64)
+    live = c < H * R
+    z = tl.zeros((BC, BT), tl.float32)
+    if BIAS:
+        z += tl.load(bias + c, mask=live, other=0.0).to(tl.float32)
+    row = u + b * u_b + (c // R) * u_h
+    for j in tl.static_range(K):
+        tap = tl.load(w + c * K + (K - 1 - j), mask=live, other=0.0).to(tl.float32)
+        z += tap * tl.load(row + (t - j) * u_t, mask=live & (t >= j) & (t < L), other=0.0).to(tl.float32)
+    inside = live & (t < L)
+    if SLOPE:
+        g = tl.load(dy + b * dy_b + c * dy_h + t * dy_t, mask=inside, other=0.0).to(tl.float32)
+        z = g * _slope(z, ACTIVATION)
+    else:
+        z = _activate(z, ACTIVATION)
+    tl.store(y + b * y_b + c * y_h + t * y_t, z.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def backward_kernel(
+    u, w, dz, du, partial,
+    B, H, L, u_b, u_h, u_t, dz_b, dz_h, dz_t, du_b, du_h, du_t,
+    R: tl.constexpr, K: tl.constexpr, SUMS: tl.constexpr, BC: tl.constexpr, BT: tl.constexpr,
+):  # fmt: skip
+    """du, and this share's sums in partial (shares, H, SUMS): for output r dw at r (K + 1) + tap, then dbias."""
+    h = tl.program_id(0) * BC + tl.arange(0, BC)[:, None]
+    live = h < H
+    column = tl.arange(0, SUMS)[None, :]
+    sums = tl.zeros((BC, SUMS), tl.float32)
+    for b0 in range(tl.program_id(1), B, tl.num_programs(1)):
+        b = tl.cast(b0, tl.int64)
+        x = u + b * u_b + h * u_h
+        for t0 in range(0, L, BT):
+            t = t0 + tl.arange(0, BT)[None, :]
+            inside = live & (t < L)
+            out = tl.zeros((BC, BT), tl.float32)
+            for r in tl.static_range(R):
+                g = dz + b * dz_b + (h * R + r) * dz_h
+                gradient = tl.load(g + t * dz_t, mask=inside, other=0.0).to(tl.float32)
+                sums += tl.where(column == r * (K + 1) + K, tl.sum(gradient, 1)[:, None], 0.0)
+                for j in tl.static_range(K):
+                    tap = tl.load(w + (h * R + r) * K + (K - 1 - j), mask=live, other=0.0).to(tl.float32)
+                    ahead = tl.load(g + (t + j) * dz_t, mask=live & (t + j < L), other=0.0).to(tl.float32)
+                    past = tl.load(x + (t - j) * u_t, mask=inside & (t >= j), other=0.0).to(tl.float32)
+                    out += tap * ahead
+                    sums += tl.where(column == r * (K + 1) + K - 1 - j, tl.sum(gradient * past, 1)[:, None], 0.0)
+            tl.store(du + b * du_b + h * du_h + t * du_t, out.to(du.dtype.element_ty), mask=inside)
+    tl.store(partial + (tl.program_id(1) * H + h) * SUMS + column, sums, mask=live)
+
+
+def launch_forward(u, w, bias, dy, activation: str) -> torch.Tensor:
+    """The convolution, or with dy the gradient before the activation."""
+    batch, channels, length = u.shape
+    outputs = w.shape[0]
+    y = torch.empty_like(u) if outputs == channels else u.new_empty(batch, outputs, length)
+    tokens = bucket(length, 16, 512)
+    rows = max(1, 2048 // tokens)
+    grid = (batch, triton.cdiv(outputs, rows), triton.cdiv(length, tokens))
+    dy_like = y if dy is None else dy
+    forward_kernel[grid](
+        u, w, bias, dy, y, channels, length, *u.stride(), *dy_like.stride(), *y.stride(),
+        R=outputs // channels, K=w.shape[1], ACTIVATION=activation, SLOPE=dy is not None, BIAS=bias is not None,
+        BC=rows, BT=tokens,
+    )  # fmt: skip
+    return y
+
+
+@torch.library.custom_op("mad::short_conv", mutates_args=())
+def convolve(u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, activation: str) -> torch.Tensor:
+    return launch_forward(u, w, bias, None, activation)
+
+
+@convolve.register_fake
+def _(u, w, bias, activation):
+    return torch.empty_like(u) if w.shape[0] == u.shape[1] else u.new_empty(u.shape[0], w.shape[0], u.shape[2])
+
+
+@torch.library.custom_op("mad::short_conv_backward", mutates_args=())
+def gradients(
+    u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, dy: torch.Tensor, activation: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """du, and dw with dbias as one more column (r H, K + 1), fp32."""
+    dz = dy if activation == "none" else launch_forward(u, w, bias, dy, activation)
+    batch, channels, length = u.shape
+    outputs, width = w.shape
+    repeats = outputs // channels
+    columns = bucket(repeats * (width + 1), 1, 1 << 30)
+    tokens = bucket(length, 16, 512)
+    rows = max(1, 1024 // tokens)
+    shares = min(batch, SPLITS)
+    partial = u.new_empty(shares, channels, columns, dtype=torch.float32)
+    du = torch.empty_like(u)
+    backward_kernel[(triton.cdiv(channels, rows), shares)](
+        u, w, dz, du, partial, batch, channels, length, *u.stride(), *dz.stride(), *du.stride(),
+        R=repeats, K=width, SUMS=columns, BC=rows, BT=tokens,
+    )  # fmt: skip
+    return du, partial.sum(0)[:, : repeats * (width + 1)].reshape(outputs, width + 1)
+
+
+@gradients.register_fake
+def _(u, w, bias, dy, activation):
+    return torch.empty_like(u), w.new_empty(w.shape[0], w.shape[1] + 1, dtype=torch.float32)
+
+
+def keep(ctx, inputs, output):
+    u, w, bias, ctx.activation = inputs
+    ctx.save_for_backward(u, w, bias)
+
+
+def backward(ctx, dy):
+    u, w, bias = ctx.saved_tensors
+    du, sums = gradients(u, w, bias, dy, ctx.activation)
+    return du, sums[:, :-1].to(w.dtype), None if bias is None else sums[:, -1].to(bias.dtype), None
+
+
+convolve.register_autograd(backward, setup_context=keep)
+
+
+def short_conv(
+    u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None, *, activation: str | None
+) -> torch.Tensor:
+    """See kernels.short_conv."""
+    return convolve(u, w.contiguous(), bias, activation or "none")

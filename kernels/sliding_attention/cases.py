@@ -1,0 +1,35 @@
+"""Shapes: BASED's window of 129 keys in a language model, and the MAD protocol's 33."""
+
+import torch
+import torch.nn.functional as F
+
+from kernels.cases import Work
+
+SHAPES = [
+    {"B": 128, "H": 1, "T": 128, "d": 128, "window": 33},
+    {"B": 128, "H": 16, "T": 1024, "d": 8, "window": 33},
+    {"B": 4, "H": 16, "T": 8192, "d": 64, "window": 129},
+    {"B": 1, "H": 16, "T": 32768, "d": 128, "window": 1024},
+]
+CONFIGS = [{"B": 1, "H": 2, "T": 70, "d": d, "window": 33} for d in (200, 128, 64, 32, 8)]
+
+
+def tensors(shape: dict[str, int], dtype: torch.dtype, device: str) -> dict:
+    size = (shape["B"], shape["H"], shape["T"], shape["d"])
+    return {name: torch.randn(size, dtype=dtype, device=device) for name in "qkv"} | {"window": shape["window"]}
+
+
+def work(shape: dict[str, int], size: int, backward: bool) -> Work:
+    """q, k, v in, y out, two products a visible key; backward also dy in, three gradients out, five products."""
+    tokens = shape["B"] * shape["H"] * shape["T"]
+    pairs = tokens * min(shape["window"], shape["T"])
+    streams, products = (8, 5) if backward else (4, 2)
+    return Work(bytes=streams * tokens * shape["d"] * size, flops=2 * products * pairs * shape["d"], exps=pairs)
+
+
+def rivals():
+    def sdpa(q, k, v, window):
+        """Causal attention over everything: what stock torch offers without a mask in memory."""
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    return {"SDPA, all keys": sdpa}

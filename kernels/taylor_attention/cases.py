@@ -1,0 +1,53 @@
+"""Shapes of ThunderKittens' benchmark (B = H = 16, d 16, dv 64), of BASED's prefill and of MAD's stacks."""
+
+from typing import Any
+
+import torch
+
+from kernels.cases import Work
+
+SHAPES = [
+    {"B": 128, "H": 1, "T": 128, "d": 16, "dv": 128},
+    {"B": 128, "H": 1, "T": 1280, "d": 16, "dv": 128},
+    *({"B": 16, "H": 16, "T": t, "d": 16, "dv": 64} for t in (1024, 2048, 4096, 8192, 12288)),
+    {"B": 4, "H": 16, "T": 8192, "d": 16, "dv": 112},
+]
+CONFIGS = [
+    {"B": 1, "H": 1, "T": t, "d": d, "dv": dv}
+    for t, d, dv in (
+        (2048, 16, 64),
+        (100, 64, 64),
+        (128, 16, 64),
+        (6144, 32, 64),
+        (1024, 8, 16),
+        (32, 16, 32),
+        (16, 8, 8),
+    )
+]
+
+
+def tensors(shape: dict[str, int], dtype: torch.dtype, device: str) -> dict[str, torch.Tensor]:
+    batch, heads, length = shape["B"], shape["H"], shape["T"]
+    q, k = torch.randn(2, batch, heads, length, shape["d"], dtype=dtype, device=device)
+    return {"q": q, "k": k, "v": torch.randn(batch, heads, length, shape["dv"], dtype=dtype, device=device)}
+
+
+def call(tensors: dict[str, Any], backend: str):
+    from kernels.taylor_attention import taylor_attention
+
+    return taylor_attention(**tensors, backend=backend)
+
+
+def work(shape: dict[str, int], size: int, backward: bool) -> Work:
+    """By pairs, or by features and pairs within chunks of 64, whichever is less."""
+    tokens = shape["B"] * shape["H"] * shape["T"]
+    d, width, passes = shape["d"], shape["dv"], 2 if backward else 1
+    features = (d + 1) * (d + 2) // 2
+    flops = min(shape["T"] * (d + width), 64 * (d + width) + 4 * features * width)
+    return Work(bytes=tokens * passes * 2 * (d + width) * size, flops=tokens * passes * flops)
+
+
+def rivals():
+    from kernels.taylor_attention import reference
+
+    return {"torch": lambda q, k, v: reference.taylor_attention(q, k, v, normalize=True, eps=1e-12)}

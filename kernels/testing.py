@@ -1,0 +1,105 @@
+"""How a Triton kernel is shown to be right: against a float64 oracle, by a check that is known to fail when it should.
+
+On a machine without a GPU the kernels run in Triton's interpreter (TRITON_INTERPRET=1, which tests/conftest.py sets);
+there bfloat16 is silently wrong, so it is left to CUDA. Outputs that a kernel forgets to write hold NaN, because memory
+is poisoned while it runs.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+# relative error ||got - want|| / ||want|| allowed of outputs and of gradients
+TOLERANCE = {
+    torch.float32: (1e-5, 1e-4),
+    torch.float16: (5e-3, 5e-3),
+    torch.bfloat16: (1e-2, 2e-2),
+}
+
+
+def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
+    """||got - want|| / ||want|| in float64; ||got - want|| where `want` is zero; inf where `got` is not finite."""
+    if got.shape != want.shape:
+        raise AssertionError(f"expected shape {tuple(want.shape)}, got {tuple(got.shape)}")
+    got, want = got.detach().double().cpu(), want.detach().double().cpu()
+    if not got.isfinite().all():
+        return float("inf")
+    zero = want.norm() <= 1e-12 * want.numel() ** 0.5  # but for rounding, in float64
+    return ((got - want).norm() / (1.0 if zero else want.norm())).item()
+
+
+def verify(
+    kernel: Callable[..., Any],
+    oracle: Callable[..., Any],
+    tensors: dict[str, torch.Tensor],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    wide: tuple[str, ...] = (),
+    gradients: bool = True,
+    scale: float = 1.0,
+    **options: Any,
+) -> None:
+    """Assert that kernel(**tensors, **options, backend="triton") equals oracle(**tensors, **options) in float64.
+
+    Compares every output (a tensor, or a tuple of them) and, for each floating-point tensor, the gradient of a random
+    linear function of the outputs.
+
+    Args:
+        tensors: float64 (integer tensors pass as they are); rounded to `dtype` first, for the oracle too.
+        wide: names of the tensors that stay float32 whatever `dtype` is.
+        gradients: False for kernels without a backward.
+        scale: multiplies the tolerances, for algorithms with a known larger error.
+    """
+    tensors = {name: t.detach().to(device) for name, t in tensors.items()}
+    given = {
+        name: t.to(torch.float32 if name in wide else dtype) if t.is_floating_point() else t
+        for name, t in tensors.items()
+    }
+    exact = {name: t.double() if t.is_floating_point() else t for name, t in given.items()}
+    with poisoned_memory():
+        got = run(kernel, given, options | {"backend": "triton"}, gradients)
+    want = run(oracle, exact, options, gradients)
+    assert got.keys() == want.keys(), f"expected {sorted(want)}, got {sorted(got)}"
+    forward, backward = TOLERANCE[dtype]
+    for name, value in got.items():
+        error = relative_error(value, want[name])
+        allowed = scale * (backward if name.startswith("d ") else forward)
+        assert error <= allowed, f"{name}: relative error {error:.2e}, allowed {allowed:.0e}"
+
+
+def run(
+    function: Callable[..., Any], tensors: dict[str, torch.Tensor], options: dict[str, Any], gradients: bool
+) -> dict[str, torch.Tensor]:
+    """Outputs ("out 0", ...) and gradients ("d q", ...) of a random linear function of them."""
+    leaves = {n: t.clone().requires_grad_(gradients) for n, t in tensors.items() if is_data(t)}
+    outputs = function(**(tensors | leaves), **options)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    result = {f"out {i}": y for i, y in enumerate(outputs)}
+    if gradients:
+        generator = torch.Generator().manual_seed(17)
+        loss = torch.zeros((), dtype=torch.float64)
+        for y in outputs:
+            # rounded to bf16: every type then sees the same cotangent, exactly
+            weight = torch.randn(y.shape, generator=generator, dtype=torch.float64).bfloat16().to(y)
+            loss = loss + (y * weight).sum().double().cpu()
+        for name, grad in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
+            result[f"d {name}"] = grad
+    return result
+
+
+def is_data(t: Any) -> bool:
+    return isinstance(t, torch.Tensor) and t.is_floating_point()
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """torch.empty gives NaN inside: what a kernel leaves unwritten shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # which fills uninitialised memory
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

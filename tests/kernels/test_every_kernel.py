@@ -1,0 +1,101 @@
+"""What every kernel promises, whoever wrote it: a folder with a cases module is tested here without an edit."""
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+import kernels
+from kernels import cases
+from kernels.testing import TOLERANCE, relative_error, run
+
+HERE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def inputs(module, dtype=torch.float32):
+    torch.manual_seed(0)
+    return module.tensors(module.CONFIGS[-1], dtype, HERE)
+
+
+@pytest.fixture(params=cases.names())
+def module(request):
+    return cases.load(request.param)
+
+
+def test_compiles_without_a_graph_break(module):
+    tensors = inputs(module)
+
+    def function(tensors):
+        return cases.call(module, tensors, "triton")
+
+    want = tree_leaves(function(tensors))
+    got = tree_leaves(torch.compile(function, backend="aot_eager", fullgraph=True)(tensors))
+    torch._dynamo.reset()
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_is_documented(module):
+    name = module.__name__.split(".")[1]
+    text = getattr(kernels, name).__doc__ or ""
+    assert name in kernels.__all__
+    for part in ("Args:", "Returns:", "Raises:", "arXiv"):
+        assert part in text, f"{name} does not say: {part}"
+
+
+def test_work_grows_with_the_shape(module):
+    small = module.SHAPES[0]
+    large = {key: 2 * value if type(value) is int else value for key, value in small.items()}
+    assert 0 < module.work(small, 2, False).floor() < module.work(large, 2, False).floor()
+    assert module.work(small, 2, False).bytes < module.work(small, 4, False).bytes
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(HERE != "cuda", reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_configuration_equals_the_reference(module, dtype):
+    """In float64; on a card, as the shapes that reach every configuration are too much for the interpreter."""
+
+    def outcome(tensors, backend):
+        gradients = getattr(module, "BACKWARD", True)
+        return run(lambda **given: cases.call(module, given, backend), tensors, {}, gradients)
+
+    for shape in module.CONFIGS:
+        torch.manual_seed(0)
+        tensors = module.tensors(shape, dtype, HERE)
+        got = outcome(tensors, "auto")
+        want = outcome(
+            tree_map_only(torch.Tensor, lambda t: t.double() if t.is_floating_point() else t, tensors), "torch"
+        )
+        for name, value in got.items():
+            allowed = TOLERANCE[dtype][name.startswith("d ")]
+            assert relative_error(value, want[name]) <= allowed, f"{shape}: {name}"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(HERE != "cuda", reason="needs a CUDA device")
+def test_a_captured_graph_equals_eager_forward_and_backward(module):
+    tensors = inputs(module, torch.bfloat16)
+    backward = getattr(module, "BACKWARD", True)
+    leaves = [t for t in tree_leaves(tensors) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    for t in leaves:
+        t.requires_grad_(backward)
+
+    def step():
+        outputs = [y for y in tree_leaves(cases.call(module, tensors, "triton"))]
+        if not backward:
+            return outputs
+        return [*outputs, *torch.autograd.grad(outputs, leaves, [torch.ones_like(y) for y in outputs])]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # all of it: a leaf's node stays on the stream that first used it
+        want = [t.clone() for t in step()]
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        got = step()
+    graph.replay()
+    torch.cuda.synchronize()
+    for a, b in zip(got, want, strict=True):
+        assert torch.equal(a, b)  # no atomics: the same bits every time

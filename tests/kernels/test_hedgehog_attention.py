@@ -1,0 +1,90 @@
+"""Hedgehog attention, with and without a window, against its weights written out one query at a time."""
+
+import pytest
+import torch
+
+from kernels.hedgehog_attention import hedgehog_attention
+from kernels.testing import relative_error, verify
+
+HERE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def oracle(q, k, v, w_q, w_k, mix_near=None, mix_far=None, window=None, normalize=True, eps=1e-12):
+    rows = []
+    for t in range(q.shape[2]):
+        near = 0 if window is None else min(window, t + 1)
+        split = t + 1 - near
+
+        def features(x, w):
+            y = torch.einsum("bh...d,hdf->bh...f", x, w)
+            return torch.cat([torch.softmax(y, -1), torch.softmax(-y, -1)], -1)
+
+        weights = torch.einsum("bhf,bhsf->bhs", features(q[:, :, t], w_q), features(k[:, :, :split], w_k))
+        if mix_far is not None:
+            weights = weights * mix_far[:, None]
+        if near:
+            s = torch.einsum("bhd,bhsd->bhs", q[:, :, t], k[:, :, split : t + 1]) / q.shape[3] ** 0.5
+            exact = torch.exp(s - s.detach().amax(-1, keepdim=True))
+            weights = torch.cat([weights, exact if mix_near is None else exact * mix_near[:, None]], dim=-1)
+        y = torch.einsum("bhs,bhsd->bhd", weights, v[:, :, : t + 1])
+        rows.append(y / (weights.sum(-1, keepdim=True) + eps) if normalize else y)
+    return torch.stack(rows, dim=2)
+
+
+def call(q, k, v, w_q, w_k, mix_near=None, mix_far=None, **options):
+    return hedgehog_attention(q, k, v, w_q, w_k, mix=None if mix_near is None else (mix_near, mix_far), **options)
+
+
+def example(batch, heads, length, d, dv, f, mixed=False):
+    torch.manual_seed(0)
+    q, k = torch.randn(2, batch, heads, length, d).double()
+    w_q, w_k = torch.randn(2, heads, d, f).double() * d**-0.5
+    given = {"q": q, "k": k, "v": torch.randn(batch, heads, length, dv).double(), "w_q": w_q, "w_k": w_k}
+    return given | ({"mix_near": torch.rand(heads).double(), "mix_far": torch.rand(heads).double()} if mixed else {})
+
+
+EXAMPLES = [
+    ((1, 1, 1, 16, 16, 16), {}),
+    ((2, 3, 63, 16, 24, 10), {"normalize": False}),
+    ((1, 1, 127, 24, 16, 16), {}),
+    ((1, 1, 200, 16, 16, 8), {}),  # beyond four times the features: with a state
+    ((1, 3, 40, 100, 16, 16), {"window": 9}),
+    ((2, 1, 70, 16, 24, 16, True), {"window": 33}),
+    ((1, 2, 20, 16, 16, 16, True), {"window": 64, "normalize": False}),
+]
+
+
+@pytest.mark.parametrize("shape, options", EXAMPLES)
+def test_equals_the_weights_written_out(where, shape, options):
+    given = example(*shape)
+    scale = 3 if "mix_near" in given else 1  # its gradient is one number a head, a sum over all tokens that cancels
+    verify(call, oracle, given, wide=("w_q", "w_k", "mix_near", "mix_far"), scale=scale, **options, **where)
+
+
+@pytest.mark.parametrize("shape, options", EXAMPLES)
+def test_reference_is_exact(shape, options):
+    given = example(*shape)
+    assert relative_error(call(**given, **options), oracle(**given, **options)) < 1e-10
+
+
+def test_are_well_formed_operators():
+    from kernels.hedgehog_attention import features, triton
+
+    q, k, v, w, _ = (t.float().to(HERE).requires_grad_() for t in example(1, 1, 9, 16, 16, 8).values())
+    torch.library.opcheck(features.features, (q, w))
+    phi = features.features(q, w).detach().requires_grad_()
+    torch.library.opcheck(
+        triton.pairs, (q, k, v, phi, phi.detach().clone(), torch.ones(2, 1, device=HERE), 4, True, 0.1)
+    )
+
+
+def test_bad_input():
+    q, k, v, w_q, w_k = example(1, 2, 8, 16, 16, 8).values()
+    with pytest.raises(ValueError, match=r"expected w_q and w_k \(2, 16, f\)"):
+        hedgehog_attention(q, k, v, w_q[:1], w_k[:1])
+    with pytest.raises(ValueError, match="window must be at least 1"):
+        hedgehog_attention(q, k, v, w_q, w_k, window=0)
+    with pytest.raises(ValueError, match="it needs a window"):
+        hedgehog_attention(q, k, v, w_q, w_k, mix=(torch.ones(2), torch.ones(2)))
+    with pytest.raises(ValueError, match=r"mix of two tensors \(2,\)"):
+        hedgehog_attention(q, k, v, w_q, w_k, window=3, mix=(torch.ones(1), torch.ones(1)))

@@ -1,0 +1,35 @@
+"""Every configuration of every kernel compiles for an H100, with no GPU, without spills, within its shared memory."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kernels import cases
+from kernels.offline import SHARED_LIMIT, Compiled
+
+
+@pytest.mark.parametrize(
+    "options", [["--first", "2"], pytest.param([], marks=pytest.mark.slow)], ids=["hardest", "all"]
+)
+def test_every_kernel_fits(options):
+    """In a process of its own: the interpreter that the other tests use cannot compile."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "kernels.offline", "--jobs", "1", *options]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert {line.split()[0] for line in done.stdout.splitlines()[1:]} == set(cases.names())
+
+
+def test_what_does_not_fit_is_seen():
+    fine = Compiled("k", "f", "float32", "", shared=SHARED_LIMIT, registers=255, stack=0)
+    assert fine.fits
+    assert not Compiled("k", "f", "float32", "", shared=SHARED_LIMIT + 1, registers=255, stack=0).fits
+    assert not Compiled("k", "f", "float32", "", shared=0, registers=255, stack=8).fits
+
+
+def test_an_unknown_kernel_is_named():
+    command = [sys.executable, "-m", "kernels.offline", "ftf_conv"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "did you mean 'fft_conv'" in done.stderr

@@ -1,0 +1,51 @@
+"""Short convolution in Triton against the sum that defines it."""
+
+import pytest
+import torch
+
+import kernels
+from kernels.testing import verify
+
+HERE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def oracle(u, w, bias=None, *, activation=None):
+    """One term after the other."""
+    repeats, width = w.shape[0] // u.shape[1], w.shape[1]
+    x = u.repeat_interleave(repeats, dim=1)
+    y = torch.zeros_like(x) if bias is None else bias[:, None].expand_as(x).clone()
+    for t in range(u.shape[-1]):
+        terms = [w[:, width - 1 - j] * x[:, :, t - j] for j in range(min(width, t + 1))]
+        y = torch.cat([y[..., :t], (y[..., t] + sum(terms))[..., None], y[..., t + 1 :]], dim=-1)
+    return {None: lambda z: z, "silu": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu}[activation](y)
+
+
+@pytest.mark.parametrize(
+    "batch, channels, length, width, repeats, activation",
+    [
+        (1, 1, 1, 3, 1, None),
+        (2, 3, 63, 4, 1, "silu"),
+        (3, 5, 127, 3, 1, None),
+        (2, 3, 30, 7, 2, "gelu"),
+        (1, 2, 600, 3, 1, "silu"),
+    ],
+)
+def test_equals_the_sum(where, batch, channels, length, width, repeats, activation):
+    torch.manual_seed(0)
+    u, w = torch.randn(batch, channels, length).double(), torch.randn(channels * repeats, width).double()
+    bias = torch.randn(channels * repeats).double()
+    verify(kernels.short_conv, oracle, {"u": u, "w": w, "bias": bias}, activation=activation, **where)
+
+
+def test_without_bias_and_channel_first(where):
+    torch.manual_seed(1)
+    u = torch.randn(3, 2, 20).double().transpose(0, 1)  # (B, H, L), stored channel-first
+    verify(kernels.short_conv, oracle, {"u": u, "w": torch.randn(3, 4).double()}, **where)
+
+
+def test_is_a_well_formed_operator():
+    from kernels.short_conv import triton
+
+    torch.manual_seed(2)
+    u, w = torch.randn(2, 3, 9, requires_grad=True, device=HERE), torch.randn(3, 3, requires_grad=True, device=HERE)
+    torch.library.opcheck(triton.convolve, (u, w, None, "silu"))
