@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import kernels
 import layers
 from layers.base import Layer, positive, split_heads
 from layers.rope import rope as rotate
@@ -38,7 +39,7 @@ class Attention(Layer):
         if self.window is None or self.window >= x.shape[1]:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            y = windowed_attention(q, k, v, self.window)
+            y = kernels.sliding_attention(q, k, v, self.window)
         return self.out(y.transpose(1, 2).flatten(2))
 
     def init_state(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,7 +85,7 @@ class SlidingAttention(Attention):
     FLOPs a token: 8 dim^2 + 4 window dim.
     """
 
-    countable = False  # the blocks compute, and mask, up to twice the visible keys
+    countable = False  # blocks of keys are computed whole, then masked
 
     def __init__(
         self,
@@ -116,22 +117,3 @@ class MultiHeadSlidingAttention(SlidingAttention):
         bias: bool = True,
     ):
         super().__init__(dim, max_length, window=window, num_heads=num_heads, rope=rope, bias=bias)
-
-
-def windowed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> torch.Tensor:
-    """Softmax attention over the last `window` keys, linear in T. q, k, v (B, H, T, d) -> (B, H, T, d).
-
-    Queries are cut into blocks of at least window - 1, so that each needs its own block of keys and the one before.
-    """
-    length = q.shape[2]
-    block = max(window - 1, 16)
-    blocks = -(-length // block)
-    q, k, v = (F.pad(t, (0, 0, 0, blocks * block - length)).unflatten(2, (blocks, block)) for t in (q, k, v))
-    k, v = (torch.cat([F.pad(t, (0, 0, 0, 0, 1, 0))[:, :, :-1], t], dim=3) for t in (k, v))  # (B, H, n, 2c, d)
-    query = torch.arange(block, device=q.device).unsqueeze(1) + block
-    key = torch.arange(2 * block, device=q.device)
-    seen = (key <= query) & (key > query - window)  # (c, 2c)
-    first = torch.arange(blocks, device=q.device).view(-1, 1, 1) == 0
-    seen = seen & ~(first & (key < block))  # (n, c, 2c): nothing stands before the first block
-    y = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), attn_mask=seen)
-    return y.unflatten(0, (-1, v.shape[1])).flatten(2, 3)[:, :, :length]

@@ -1,5 +1,8 @@
 """Hedgehog: linear attention whose learned feature maps mimic softmax."""
 
+import torch
+
+import kernels
 import layers
 from layers.linear_attention import LinearAttention
 
@@ -15,3 +18,6 @@ class Hedgehog(LinearAttention):
 
     def __init__(self, dim: int, max_length: int, *, num_heads: int = 8, rope: bool = True, eps: float = 1e-12):
         super().__init__(dim, max_length, num_heads=num_heads, feature_map="hedgehog", rope=rope, eps=eps)
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return kernels.hedgehog_attention(q, k, v, self.q_map.weight, self.k_map.weight, eps=self.eps)

@@ -81,8 +81,8 @@ class LinearAttention(Layer):
         """The sum of features times values (B, H, F, dv), where normalised with a column of ones (dv + 1) for the sum
         of the features; and the position (B,) where one is needed."""
         state = self.zeros(batch, self.num_heads, self.q_map.size, self.head_dim + self.normalize)
-        wide = state if state.dtype == torch.float64 else state.float()
-        return (wide, wide.new_zeros(batch)) if self.positional else (wide,)
+        state = kernels.wide(state)
+        return (state, state.new_zeros(batch)) if self.positional else (state,)
 
     def step(self, x_t: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         total, *position = state

@@ -3,9 +3,9 @@
 Parnichkun et al. 2024 (arXiv 2405.06147). Per channel H(z) = h0 + (sum_n b_n z^-n) / (1 + sum_n a_n z^-n), n = 1..N:
 the taps of the convolution come from one FFT of the zero-padded coefficients, whatever N.
 
-The FFT samples H at the roots of unity, so its taps are those of the recurrence folded onto `length` (aliased). They
-are always taken at `max_length`, hence do not depend on the length of the sequence at hand; and the recurrence that has
-exactly these taps has the same a, with b and h0 changed as in `recurrence`.
+The FFT samples H at the roots of unity, so its taps are those of the recurrence folded onto its length (aliased). They
+are always taken at `max_length` (or the next even number), hence do not depend on the length of the sequence at hand;
+and the recurrence that has exactly these taps has the same a, with b and h0 changed as in `recurrence`.
 """
 
 from typing import Any
@@ -55,7 +55,7 @@ class RationalFilter(nn.Module):
         if constraint not in CONSTRAINTS:
             raise unknown("constraint of rtf:", constraint, CONSTRAINTS)
         self.channels, self.d_state, self.num_a = channels, d_state, num_a
-        self.folded = max(max_length, d_state + 1)  # the length at which the taps are taken
+        self.max_length = max_length
         bound = {"zeros": 0.0, "xavier": d_state**-0.5, "montel": 1 / d_state}[init]
         self.a = nn.Parameter(torch.empty(num_a, d_state).uniform_(-bound, bound))
         self.b = nn.Parameter(torch.empty(channels, d_state).uniform_(-bound, bound))
@@ -69,13 +69,8 @@ class RationalFilter(nn.Module):
         return self.a / (self.a.abs().sum(-1, keepdim=True) + self.slack.abs() + 1e-6)
 
     def forward(self, length: int) -> torch.Tensor:
-        with torch.autocast(self.a.device.type, enabled=False):
-            one = torch.ones_like(self.a[:, :1])
-            below = torch.fft.rfft(torch.cat([one, self.denominator()], dim=-1), n=self.folded)  # (num_a, F)
-            above = torch.fft.rfft(torch.cat([torch.zeros_like(self.h0)[:, None], self.b], dim=-1), n=self.folded)
-            spectrum = above.unflatten(0, (self.num_a, -1)) / below.unsqueeze(1)  # (num_a, channels / num_a, F)
-            taps = torch.fft.irfft(spectrum.flatten(0, 1) + self.h0.unsqueeze(-1), n=self.folded)
-        return taps[:, :length]
+        spectrum = kernels.rational_spectrum(self.denominator(), self.b, self.h0, self.max_length)
+        return torch.fft.irfft(spectrum)[:, :length]
 
     @torch.no_grad()
     def recurrence(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -85,9 +80,11 @@ class RationalFilter(nn.Module):
         """
         a = self.denominator().double()
         order = a.shape[-1]
+        folded = max(self.max_length, order + 1)
+        folded += folded % 2
         companion = torch.diag_embed(torch.ones(order - 1, dtype=a.dtype, device=a.device), -1).repeat(len(a), 1, 1)
         companion[:, 0] = -a  # (num_a, N, N)
-        power = torch.linalg.matrix_power(companion, self.folded - 1)  # A^(L-1)
+        power = torch.linalg.matrix_power(companion, folded - 1)  # A^(L-1)
         fold = torch.eye(order, dtype=a.dtype, device=a.device) - power @ companion
         b = self.b.double().unflatten(0, (self.num_a, -1))  # (num_a, channels / num_a, N)
         b = torch.linalg.solve(fold, b, left=False)

@@ -8,8 +8,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+import kernels
 import layers
 
+HERE = "cuda" if torch.cuda.is_available() else "cpu"
 DIM, LENGTH = 64, 33
 EXTRA = [
     {"name": "hyena", "filter": {"name": "rtf", "init": "montel"}},
@@ -145,6 +147,22 @@ def test_documentation_says_what_it_costs(name):
     inherited = "rest as in" in text
     assert inherited or "FLOPs" in text, f"{name} does not say its FLOPs"
     assert inherited or "State" in text or name in layers.names("channel"), f"{name} does not say its state"
+
+
+def test_triton_equals_the_reference(spec):
+    """Outputs and gradients, in fp32: on a card, or in Triton's interpreter."""
+    torch.manual_seed(0)
+    layer = layers.build(spec, 32, 17).to(HERE)  # small: the interpreter is slow
+    x = torch.randn(1, 17, 32, device=HERE)
+    found = {}
+    for backend in ("torch", "triton"):
+        with kernels.use_backend(backend):
+            y = layer(x)
+            y.square().sum().backward()
+        found[backend] = [y.detach(), *(p.grad for p in layer.parameters())]
+        layer.zero_grad()
+    for got, want in zip(found["triton"], found["torch"], strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4 * want.abs().max().item())
 
 
 @pytest.mark.gpu
