@@ -9,12 +9,13 @@ launch), the L2 cache is overwritten before each run, and the median is taken. `
 import argparse
 import csv
 import importlib.util
+import io
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch.utils._pytree import tree_leaves
@@ -42,18 +43,23 @@ def main(arguments: list[str] | None = None) -> None:
     if device == "cpu":
         print("No GPU here: only the torch references are timed, and floors (an H100's) are left out.")
     dtype = DTYPES[options.dtype or ("bf16" if device == "cuda" else "fp32")]
-    rows = []
     print(f"{'kernel':24} {'mode':9} {'provider':14} {'ms':>9} {'GB/s':>7} {'TFLOP/s':>8} {'x floor':>8}  shape")
-    for name in names:
-        for row in bench(name, dtype, device, options.seconds):
-            rows.append(row)
-            print(line(row), flush=True)
-    if options.csv:
-        options.csv.parent.mkdir(parents=True, exist_ok=True)
-        with options.csv.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            writer.writerows(line for row in rows for line in tidy(row, device))
+    with open_csv(options.csv) as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for name in names:
+            for row in bench(name, dtype, device, options.seconds):
+                print(line(row), flush=True)
+                writer.writerows(tidy(row, device))
+                file.flush()
+
+
+def open_csv(path: Path | None) -> TextIO:
+    """Where rows are written as they come; without a path they go nowhere."""
+    if path is None:
+        return io.StringIO()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("w", newline="")
 
 
 def bench(name: str, dtype: torch.dtype, device: str, seconds: float) -> Iterator[dict[str, Any]]:
@@ -84,7 +90,7 @@ def bench(name: str, dtype: torch.dtype, device: str, seconds: float) -> Iterato
                     print(f"  {provider} {row['shape']}: {type(error).__name__}: {error}", file=sys.stderr)
 
 
-def providers(module, device: str) -> dict[str, Callable]:
+def providers(module, device: str) -> dict[str, Any]:
     """Ours, the torch reference, and on a GPU the rivals."""
     reference = {"torch": lambda **tensors: cases.call(module, tensors, "torch")}
     if device == "cpu":
@@ -93,8 +99,14 @@ def providers(module, device: str) -> dict[str, Callable]:
     return ours | reference | module.rivals()
 
 
-def measure(function: Callable, tensors: dict, mode: str, device: str, seconds: float) -> float:
+def measure(contestant: Any, tensors: dict, mode: str, device: str, seconds: float) -> float:
     """Median seconds of one call."""
+    prepare, function = contestant if isinstance(contestant, tuple) else (None, contestant)
+    tensors = (
+        prepare({n: t.detach() if isinstance(t, torch.Tensor) else t for n, t in tensors.items()})
+        if prepare
+        else tensors
+    )
     leaves = cases.leaves(tensors) if mode == "training" else []
 
     def step():

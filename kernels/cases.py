@@ -6,7 +6,8 @@ A cases module holds
                 the most demanding first, the smallest last
     tensors(shape, dtype, device) -> dict of the function's tensors, N(0, 1)-sized
     work(shape, size, backward) -> Work: what must at least be moved and computed (size: bytes per element)
-    rivals() -> dict of name -> function with the kernel's signature: the strongest stock alternatives
+    rivals() -> dict of name -> function with the kernel's signature, the strongest stock alternatives; or of name ->
+                (prepare, function) for one that wants another layout: prepare(tensors) -> its arguments, not timed
     call(tensors, backend) -> the outputs to differentiate    (optional; by default the function of the folder's name)
     BACKWARD = False                                            (optional: a kernel without gradients)
 """
@@ -47,6 +48,11 @@ def load(name: str) -> ModuleType:
     if name not in names():
         raise unknown("kernel", name, names())
     return importlib.import_module(f"kernels.{name}.cases")
+
+
+def installed(package: str) -> bool:
+    """Whether a rival that is no dependency of ours can be timed."""
+    return importlib.util.find_spec(package) is not None
 
 
 def leaves(tensors: dict[str, Any]) -> list[torch.Tensor]:

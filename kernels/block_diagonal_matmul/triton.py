@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.short_conv.triton import _activate, _slope
+from kernels.activations import activate, slope
 from kernels.tiles import bucket, precision
 
 PROGRAMS = 264  # two for each SM of an H100: as many shares of the rows are made for the blocks' gradients
@@ -68,10 +68,10 @@ def glu_kernel(
     inside = (rows[:, None] < N) & (o[None, :] < OUT)
     if BACKWARD:
         gradient = tl.load(dy + place, mask=inside, other=0.0).to(tl.float32)
-        tl.store(y + place, (gradient * b * _slope(a, ACTIVATION)).to(y.dtype.element_ty), mask=inside)
-        tl.store(y_value + place, (gradient * _activate(a, ACTIVATION)).to(y.dtype.element_ty), mask=inside)
+        tl.store(y + place, (gradient * b * slope(a, ACTIVATION)).to(y.dtype.element_ty), mask=inside)
+        tl.store(y_value + place, (gradient * activate(a, ACTIVATION)).to(y.dtype.element_ty), mask=inside)
     else:
-        tl.store(y + place, (_activate(a, ACTIVATION) * b).to(y.dtype.element_ty), mask=inside)
+        tl.store(y + place, (activate(a, ACTIVATION) * b).to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -94,11 +94,15 @@ def weights_kernel(
     tl.store(place, total, mask=(i[:, None] < IN) & (o[None, :] < OUT))
 
 
-def tiling(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> dict:
-    high = 64 if dtype == torch.float32 else 128
+def tiling(rows: int, inputs: int, outputs: int, dtype: torch.dtype, products: int = 1) -> dict:
+    """Blocks of rows, inputs and outputs for `products` sums at a time, warps and pipeline stages."""
+    if dtype == torch.float32:
+        n, i, o = bucket(rows, 16, 64), bucket(inputs, 16, 32), bucket(outputs, 16, 32)
+    else:
+        n, i, o = bucket(rows, 16, 128 // products), bucket(inputs, 16, 64), bucket(outputs, 16, 128)
     return {
-        "BN": bucket(rows, 16, high), "BI": bucket(inputs, 16, 32), "BO": bucket(outputs, 16, high // 2),
-        "PRECISION": precision(dtype),
+        "BN": n, "BI": i, "BO": o, "PRECISION": precision(dtype),
+        "num_warps": 8 if products * n * o >= 64 * 128 else 4, "num_stages": 3,
     }  # fmt: skip
 
 
@@ -128,7 +132,8 @@ def weights_gradient(
     x: torch.Tensor, dy: torch.Tensor, blocks: int, inputs: int, outputs: int, x_at: list[int], y_at: list[int]
 ) -> torch.Tensor:
     """dw (G, I, O), fp32."""
-    options = tiling(x.shape[0], inputs, outputs, x.dtype) | {"BI": bucket(inputs, 16, 64)}
+    options = tiling(x.shape[0], inputs, outputs, x.dtype)
+    options["BI"] = bucket(inputs, 16, 64)
     options["BN"] = min(options["BN"], 32 if x.dtype == torch.float32 else 64)
     tiles = triton.cdiv(outputs, options["BO"])
     programs = triton.cdiv(inputs, options["BI"]) * tiles
@@ -167,8 +172,7 @@ product.register_autograd(differentiate, setup_context=save)
 def launch_glu(x, gate, value, dy, activation: str) -> list[torch.Tensor]:
     blocks, inputs, outputs = gate.shape
     results = [x.new_empty(x.shape[0], blocks * outputs) for _ in range(1 if dy is None else 2)]
-    options = tiling(x.shape[0], inputs, outputs, x.dtype)
-    options["BN"] = min(options["BN"], 64)  # two products at a time
+    options = tiling(x.shape[0], inputs, outputs, x.dtype, products=2)
     grid = (triton.cdiv(x.shape[0], options["BN"]), blocks, triton.cdiv(outputs, options["BO"]))
     glu_kernel[grid](
         x, gate, value, x if dy is None else dy, results[0], results[-1], x.shape[0], inputs, outputs, x.stride(0),

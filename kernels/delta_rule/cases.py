@@ -1,9 +1,10 @@
 """Shapes of flash-linear-attention's benchmark (with its 8192-token first), and of MAD's stacks: one head and 16."""
+# pyright: reportMissingImports=false
 
 import torch
 import torch.nn.functional as F
 
-from kernels.cases import Work
+from kernels.cases import Work, installed
 
 SHAPES = [
     {"B": b, "H": h, "T": t, "d": d, "gated": gated}
@@ -67,6 +68,19 @@ def work(shape: dict, size: int, backward: bool) -> Work:
 
 
 def rivals():
-    from kernels.delta_rule import reference
+    if not installed("fla"):
+        return {}
 
-    return {"torch": reference.delta_rule}
+    def prepare(tensors):
+        """(B, T, H, d), as flash-linear-attention has it."""
+        return {name: t.transpose(1, 2).contiguous() for name, t in tensors.items()}
+
+    def fla(q, k, v, beta, decay=None):
+        from fla.ops.delta_rule import chunk_delta_rule
+        from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+
+        if decay is None:
+            return chunk_delta_rule(q, k, v, beta, scale=1.0)[0]
+        return chunk_gated_delta_rule(q, k, v, decay, beta, scale=1.0)[0]
+
+    return {"fla": (prepare, fla)}

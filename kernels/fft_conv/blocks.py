@@ -154,28 +154,41 @@ def filter_values(k: torch.Tensor, skip, blocks: int, size: int, exact: torch.Te
     return torch.cat([below, torch.stack([real, imag], dim=2)], dim=-1)
 
 
-def convolve(x, k, skip, gate, gate1, gate2=None, *, transposed=False, size=None):
-    """gate1 * conv(gate * x, k), and with gate2 also gate2 * the same. x (B, H, L) fp16 or bf16, k (H, K)."""
-    batch, channels, length = x.shape
+def layout(length: int, size: int | None) -> tuple[int, int]:
+    """Tokens a block and blocks."""
     size = size or (128 if length <= 128 * 128 else 256)
     blocks = bucket(triton.cdiv(length, size), 16, 128)
     if blocks * size < length:
         raise ValueError(f"at most {LONGEST} tokens, got {length}")
+    return size, blocks
+
+
+def spread(x, gate, table: torch.Tensor, size: int, *, reverse: bool) -> torch.Tensor:
+    """(H, P, 2, B, M): the blocks of gate * x evaluated at the roots."""
+    batch, channels, length = x.shape
+    blocks = table.shape[1]
+    spectrum = torch.empty(channels, blocks, 2, batch, size, dtype=x.dtype, device=x.device)
+    tensors, strides = pointers(x, gate)
+    columns = min(COLUMNS, size)
+    spread_kernel[(batch, size // columns, channels)](
+        *tensors, table, spectrum, batch, channels, length, *strides, GATED=gate is not None, REVERSED=reverse,
+        P=blocks, M=size, BC=columns, BF=min(64, blocks),
+    )  # fmt: skip
+    return spectrum
+
+
+def convolve(x, k, skip, gate, gate1, gate2=None, *, transposed=False, size=None):
+    """gate1 * conv(gate * x, k), and with gate2 also gate2 * the same. x (B, H, L) fp16 or bf16, k (H, K)."""
+    batch, channels, length = x.shape
+    size, blocks = layout(length, size)
     table, transposed_table, exact = roots(blocks, x.dtype, x.device)
     values = filter_values(k, skip, blocks, size, exact)
     bands = torch.empty(channels * blocks, 2, 8, 2 * size, dtype=x.dtype, device=x.device)
     bands_kernel[(channels * blocks * 2, 1)](
         values, k, bands, 2 * size, 2 * size, 0, TRANSPOSED=False, SKIP=False, BW=2 * size
     )
-    spectrum = torch.empty(channels, blocks, 2, batch, size, dtype=x.dtype, device=x.device)
+    spectrum = spread(x, gate, table, size, reverse=transposed)
     product = torch.empty_like(spectrum)
-    columns = min(COLUMNS, size)
-    grid = (batch, size // columns, channels)
-    tensors, strides = pointers(x, gate)
-    spread_kernel[grid](
-        *tensors, table, spectrum, batch, channels, length, *strides, GATED=gate is not None, REVERSED=transposed,
-        P=blocks, M=size, BC=columns, BF=min(64, blocks),
-    )  # fmt: skip
     rows, width = bucket(batch, 16, 128), min(128, size)
     mix_kernel[(channels * blocks, triton.cdiv(batch, rows), size // width)](
         spectrum, bands, product, batch, M=size, BR=rows, BN=width, BK=min(32, size),
@@ -184,7 +197,8 @@ def convolve(x, k, skip, gate, gate1, gate2=None, *, transposed=False, size=None
     y1 = torch.empty_like(x)
     y2 = None if gate2 is None else torch.empty_like(x)
     tensors, strides = pointers(x, gate1, gate2, y1, y2)
-    gather_kernel[grid](
+    columns = min(COLUMNS, size)
+    gather_kernel[(batch, size // columns, channels)](
         product, transposed_table, *tensors[1:], batch, channels, length, *strides[3:],
         GATED1=gate1 is not None, SECOND=gate2 is not None, REVERSED=transposed,
         P=blocks, M=size, BC=columns, BP=min(64, blocks), num_stages=2,

@@ -111,13 +111,43 @@ def product_kernel(
 
 
 @triton.jit
+def _halves(x, M: tl.constexpr, N: tl.constexpr):
+    """The upper and the lower half of x (M, N)."""
+    return tl.split(tl.permute(tl.reshape(x, (2, M // 2, N)), (1, 2, 0)))
+
+
+@triton.jit
+def _diagonals(x, first, ROWS: tl.constexpr, M: tl.constexpr):
+    """Sums of the diagonals 0 to M - 1 of rows `first` on of a product (M, M), and of -M to -1."""
+    i = first + tl.arange(0, ROWS)[:, None]
+    j = tl.arange(0, M)[None, :]
+    skewed = tl.gather(x, (i + j) % M, axis=1)  # column delta: the diagonal delta, and below the main delta - M
+    return tl.sum(tl.where(i + j < M, skewed, 0.0), 0), tl.sum(tl.where(i + j < M, 0.0, skewed), 0)
+
+
+@triton.jit
+def _store_diagonals(x, first, place, d, D, below, M: tl.constexpr):
+    """Those of half a product, of block distance d, by quarters: registers hold no more beside the product."""
+    top, bottom = _halves(x, M // 2, M)
+    above1, below1 = _diagonals(top, first, M // 4, M)
+    above2, below2 = _diagonals(bottom, first + M // 4, M // 4, M)
+    place += tl.arange(0, M)
+    tl.store(place + d * M, above1 + above2)
+    place += below
+    if d > 0:
+        tl.store(place + (d - 1) * M, below1 + below2)
+    if d == D:
+        tl.store(place + d * M, tl.zeros((M,), tl.float32))
+
+
+@triton.jit
 def taps_kernel(
     x, dy, gate, gate1, partial,
     B, H, L, P, D,
     x_b, x_h, x_t, dy_b, dy_h, dy_t, gate_b, gate_h, gate_t, gate1_b, gate1_h, gate1_t,
     GATED: tl.constexpr, GATED1: tl.constexpr, M: tl.constexpr, BR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Block distance d's part of dk in partial (shares, 2, H, (D + 1) M).
+    """Block distance d's part of dk in partial (shares, 4, H, (D + 1) M).
 
     Diagonals at or above the main one belong to taps d M + delta; those below it to the block of taps before.
     """
@@ -138,18 +168,11 @@ def taps_kernel(
         now = rows[:, None]
         after = _blocks(dy, gate1, now, (now // B) * M + j, B, L, P, dy_b, dy_t, gate1_b, gate1_t, GATED1)  # (BR, M)
         product = tl.dot(before, after, product, input_precision=PRECISION)
-    skewed = tl.gather(product, (i + j) % M, axis=1)  # column delta: the diagonal delta, and below the main delta - M
-    above = tl.sum(tl.where(i + j < M, skewed, 0.0), 0)
-    below = tl.sum(tl.where(i + j < M, 0.0, skewed), 0)
-    delta = tl.arange(0, M)
-    width = (D + 1) * M
-    place = partial + ((share * 2) * H + h) * width + delta
-    tl.store(place + d * M, above)
-    place += H * width
-    if d > 0:
-        tl.store(place + (d - 1) * M, below)
-    if d == D:
-        tl.store(place + d * M, tl.zeros((M,), tl.float32))
+    rows = H * (D + 1) * M
+    place = partial + share * 4 * rows + h * (D + 1) * M
+    top, bottom = _halves(product, M, M)
+    _store_diagonals(top, 0, place, d, D, rows, M)
+    _store_diagonals(bottom, M // 2, place + 2 * rows, d, D, rows, M)
 
 
 def blocking(length: int, taps: int, dtype: torch.dtype) -> tuple[int, int, int]:
@@ -221,16 +244,21 @@ def taps_gradient(x, dy, gate, gate1, taps: int) -> torch.Tensor:
     if blocks > GATES_UPTO:
         x, gate = (x if gate is None else x * gate), None
         dy, gate1 = (dy if gate1 is None else dy * gate1), None
-    rows = 64 if gate is gate1 is None and x.dtype != torch.float32 else 32
+    if gate is not None or gate1 is not None or x.dtype == torch.float32:
+        rows, warps, stages = 32, 8, 2
+    elif length % 8:  # loads are of single tokens, whose addresses take registers
+        rows, warps, stages = 64, 8, 2
+    else:
+        rows, warps, stages = 32, 4, 3
     shares = max(1, min(SHARES, 264 // (channels * (reach + 1)), triton.cdiv(batch, rows)))
-    partial = x.new_empty(shares, 2, channels, (reach + 1) * size, dtype=torch.float32)
+    partial = x.new_empty(shares, 4, channels, (reach + 1) * size, dtype=torch.float32)
     tensors, strides = pointers(x, dy, gate, gate1)
     taps_kernel[(reach + 1, channels, shares)](
         *tensors, partial, batch, channels, length, blocks, reach, *strides,
         GATED=gate is not None, GATED1=gate1 is not None, M=size, BR=rows, PRECISION=precision(x.dtype),
-        num_warps=8 if size >= 64 else 4, num_stages=3 if rows == 64 else 2,
+        num_warps=warps if size >= 64 else 4, num_stages=stages,
     )  # fmt: skip
-    sums = partial.view(shares * 2, channels, -1).sum(0)
+    sums = partial.view(shares * 4, channels, -1).sum(0)
     if sums.shape[1] >= taps:
         return sums[:, :taps]
     return torch.nn.functional.pad(sums, (0, taps - sums.shape[1]))  # taps beyond the sequence have no effect

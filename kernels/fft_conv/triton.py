@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from kernels.fft_conv import blocks, toeplitz
+from kernels.fft_conv import block_taps, blocks, toeplitz
 
 BLOCKS_FROM = 8192  # taps in reach from which the transform over blocks beats the Toeplitz product on an H100
+TAPS_FROM = 4096  # and from which it does for the gradient of the taps
 SINGLE_UPTO = 4096  # and up to which that beats cuFFT where data is fp32
 
 
@@ -20,11 +21,20 @@ def pays(u: torch.Tensor, k: torch.Tensor) -> bool:
     return reach <= (SINGLE_UPTO if u.dtype == torch.float32 else blocks.LONGEST)
 
 
+def by_blocks(x: torch.Tensor, taps: int, start: int) -> bool:
+    return min(x.shape[-1], taps) >= start and x.dtype != torch.float32 and x.shape[-1] <= blocks.LONGEST
+
+
 def convolve(x, k, skip, gate, gate1, gate2=None, *, transposed=False) -> Any:
     """gate1 * conv(gate * x, k), and with gate2 also gate2 * the same, by the faster algorithm."""
-    long = min(x.shape[-1], k.shape[1]) >= BLOCKS_FROM and x.dtype != torch.float32 and x.shape[-1] <= blocks.LONGEST
-    algorithm = blocks.convolve if long else toeplitz.convolve
+    algorithm = blocks.convolve if by_blocks(x, k.shape[1], BLOCKS_FROM) else toeplitz.convolve
     return algorithm(x, k, skip, gate, gate1, gate2, transposed=transposed)
+
+
+def taps_gradient(x, dy, gate, gate1, taps: int) -> torch.Tensor:
+    """dk (H, taps), fp32, by the faster algorithm."""
+    algorithm = block_taps.taps_gradient if by_blocks(x, taps, TAPS_FROM) else toeplitz.taps_gradient
+    return algorithm(x, dy, gate, gate1, taps)
 
 
 @torch.library.custom_op("mad::fft_conv", mutates_args=())
@@ -59,7 +69,7 @@ def backward(
         du, dpre = convolve(dy, k, skip, post_gate, None, transposed=True), none
     else:
         du, dpre = convolve(dy, k, skip, post_gate, pre_gate, u, transposed=True)
-    dk = toeplitz.taps_gradient(u, dy, pre_gate, post_gate, k.shape[1])
+    dk = taps_gradient(u, dy, pre_gate, post_gate, k.shape[1])
     return du, dk, dpre, dpost
 
 

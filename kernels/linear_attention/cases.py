@@ -1,10 +1,11 @@
 """Shapes of flash-linear-attention's benchmark, and of MAD: one head and 16, Hadamard and Hedgehog features."""
+# pyright: reportMissingImports=false
 
 from typing import Any
 
 import torch
 
-from kernels.cases import Work
+from kernels.cases import Work, installed
 
 SHAPES = [
     {"B": 128, "H": 1, "T": 128, "F": 128, "dv": 128, "decay": "none", "normalize": True},
@@ -62,11 +63,20 @@ def work(shape: dict, size: int, backward: bool) -> Work:
 
 
 def rivals():
-    from kernels.linear_attention import reference
+    if not installed("fla"):
+        return {}
 
-    def torch_chunks(q, k, v, decay=None, initial_state=None):
-        normalize = initial_state is not None
-        options = {"decay": decay, "initial_state": initial_state, "return_state": True}
-        return reference.linear_attention(q, k, v, normalize=normalize, eps=1e-12, **options)
+    def prepare(tensors):
+        """(B, T, H, d), as flash-linear-attention has it. A state of zeros is what it starts from by itself."""
+        return {n: t.transpose(1, 2).contiguous() if n in "qkv" or n == "decay" else t for n, t in tensors.items()}
 
-    return {"torch": torch_chunks}
+    def fla(q, k, v, decay=None, initial_state=None):
+        from fla.ops.gla import chunk_gla
+        from fla.ops.linear_attn import chunk_linear_attn
+        from fla.ops.simple_gla import chunk_simple_gla
+
+        if decay is None:
+            return chunk_linear_attn(q, k, v, scale=1.0, normalize=initial_state is not None)[0]
+        return (chunk_gla if decay.dim() == 4 else chunk_simple_gla)(q, k, v, g=decay, scale=1.0)[0]
+
+    return {"fla": (prepare, fla)}

@@ -1,9 +1,10 @@
 """Shapes of Mamba's benchmark (N 16, from 512 tokens up), and of MAD's stacks: width 128 expanded to 256."""
+# pyright: reportMissingImports=false
 
 import torch
 import torch.nn.functional as F
 
-from kernels.cases import Work
+from kernels.cases import Work, installed
 
 SHAPES = [
     {"B": 128, "D": 256, "L": 128, "N": 16},
@@ -45,6 +46,12 @@ def work(shape: dict, size: int, backward: bool) -> Work:
 
 
 def rivals():
-    from kernels.selective_scan import reference
+    if not installed("mamba_ssm"):
+        return {}
 
-    return {"torch": reference.selective_scan}
+    def mamba(u, dt, a, b, c, skip=None, gate=None):
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+        return selective_scan_fn(u, dt, a, b, c, D=skip, z=gate)
+
+    return {"mamba_ssm": mamba}

@@ -1,4 +1,7 @@
-"""Shapes of the published benchmark (FlashFFTConv's depthwise convolution: B 16, K 5) and of MAD's stacks."""
+"""Shapes of the published benchmark (FlashFFTConv's depthwise convolution: B 16, K 5) and of MAD's stacks.
+
+MAD's are stored as the layers hold them: channel by channel in a gated projection, token by token elsewhere.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -6,25 +9,38 @@ import torch.nn.functional as F
 from kernels.cases import Work
 
 SHAPES = [
-    {"B": 128, "H": 512, "L": 127, "K": 3},
-    {"B": 128, "H": 512, "L": 1024, "K": 3},
+    {"B": 128, "H": 512, "L": 127, "K": 3, "stored": "HBL"},
+    {"B": 128, "H": 512, "L": 127, "K": 3, "stored": "BLH"},
+    {"B": 128, "H": 512, "L": 1024, "K": 3, "stored": "HBL"},
     *({"B": 16, "H": d, "L": n, "K": 5} for n, d in ((1024, 768), (2048, 2048), (8192, 8192))),
 ]
-CONFIGS = [{"B": 2, "H": 4, "L": length, "K": width} for length, width in ((1024, 5), (127, 4), (128, 3), (20, 3))]
+CONFIGS = [
+    {"B": 4, "H": 4, "L": 1023, "K": 5, "stored": "HBL"},
+    {"B": 2, "H": 4, "L": 1024, "K": 6},
+    {"B": 2, "H": 4, "L": 1024, "K": 4},
+    {"B": 2, "H": 40, "L": 20, "K": 3, "stored": "BLH"},
+    {"B": 3, "H": 4, "L": 127, "K": 4},
+    {"B": 2, "H": 4, "L": 20, "K": 3},
+]
 
 
-def tensors(shape: dict[str, int], dtype: torch.dtype, device: str) -> dict[str, torch.Tensor]:
-    u = torch.randn(shape["B"], shape["H"], shape["L"], dtype=dtype, device=device)
+def tensors(shape: dict, dtype: torch.dtype, device: str) -> dict[str, torch.Tensor]:
+    stored = shape.get("stored", "BHL")
+    u = torch.randn([shape[axis] for axis in stored], dtype=dtype, device=device)
+    u = u.permute([stored.index(axis) for axis in "BHL"])
     return {"u": u, "w": torch.randn(shape["H"], shape["K"], device=device)}
 
 
-def work(shape: dict[str, int], size: int, backward: bool) -> Work:
+def work(shape: dict, size: int, backward: bool) -> Work:
     elements = shape["B"] * shape["H"] * shape["L"]
     return Work(bytes=(3 if backward else 2) * elements * size, flops=0)
 
 
 def rivals():
+    def prepare(tensors):
+        return {name: t.contiguous() for name, t in tensors.items()}
+
     def conv1d(u, w):
         return F.conv1d(u, w.to(u.dtype).unsqueeze(1), padding=w.shape[1] - 1, groups=w.shape[0])[..., : u.shape[-1]]
 
-    return {"conv1d": conv1d}
+    return {"conv1d": (prepare, conv1d)}

@@ -1,7 +1,8 @@
 """Short convolution in Triton: memory-bound, so each tensor is read once from HBM and taps are summed in fp32.
 
-A program owns a block of channels and walks over a share of the batch; tokens are the fast axis. Gradients of the taps
-are partial sums a share, added afterwards in a fixed order: no atomics, the same bits every time.
+The general form, for any type, width, strides and channel multiplier; half precision with few taps goes by `words.py`.
+A program owns a block of channels and walks over a share of the batch. Gradients of the taps are partial sums a share,
+added afterwards in a fixed order: no atomics, the same bits every time.
 """
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 
@@ -9,32 +10,11 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.activations import activate, slope
+from kernels.short_conv import words
 from kernels.tiles import bucket
 
 SPLITS = 32  # shares of the batch in the backward: enough programs for every SM, few partial sums
-
-
-@triton.jit
-def _sigmoid(x):
-    return 1 / (1 + tl.exp(-x))
-
-
-@triton.jit
-def _activate(z, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "silu":
-        z = z * _sigmoid(z)
-    elif ACTIVATION == "gelu":
-        z = 0.5 * z * (1 + tl.erf(z * 0.7071067811865476))
-    return z
-
-
-@triton.jit
-def _slope(z, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "silu":
-        s = _sigmoid(z)
-        return s * (1 + z * (1 - s))
-    else:
-        return 0.5 * (1 + tl.erf(z * 0.7071067811865476)) + z * tl.exp(-0.5 * z * z) * 0.3989422804014327
 
 
 @triton.jit
@@ -59,9 +39,9 @@ def forward_kernel(
     inside = live & (t < L)
     if SLOPE:
         g = tl.load(dy + b * dy_b + c * dy_h + t * dy_t, mask=inside, other=0.0).to(tl.float32)
-        z = g * _slope(z, ACTIVATION)
+        z = g * slope(z, ACTIVATION)
     else:
-        z = _activate(z, ACTIVATION)
+        z = activate(z, ACTIVATION)
     tl.store(y + b * y_b + c * y_h + t * y_t, z.to(y.dtype.element_ty), mask=inside)
 
 
@@ -97,13 +77,21 @@ def backward_kernel(
     tl.store(partial + (tl.program_id(1) * H + h) * SUMS + column, sums, mask=live)
 
 
+def tile(u: torch.Tensor, elements: int) -> tuple[int, int]:
+    """Channels and tokens of a program: long in the direction in which memory runs."""
+    tokens = bucket(u.shape[2], 16, 32 if u.stride(1) == 1 else 512)
+    return max(1, elements // tokens), tokens
+
+
 def launch_forward(u, w, bias, dy, activation: str) -> torch.Tensor:
     """The convolution, or with dy the gradient before the activation."""
+    by_words = words.forward(u, w, bias, dy, activation)
+    if by_words is not None:
+        return by_words
     batch, channels, length = u.shape
     outputs = w.shape[0]
     y = torch.empty_like(u) if outputs == channels else u.new_empty(batch, outputs, length)
-    tokens = bucket(length, 16, 512)
-    rows = max(1, 2048 // tokens)
+    rows, tokens = tile(u, 2048)
     grid = (batch, triton.cdiv(outputs, rows), triton.cdiv(length, tokens))
     dy_like = y if dy is None else dy
     forward_kernel[grid](
@@ -130,12 +118,14 @@ def gradients(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """du, and dw with dbias as one more column (r H, K + 1), fp32."""
     dz = dy if activation == "none" else launch_forward(u, w, bias, dy, activation)
+    by_words = words.backward(u, w, dz)
+    if by_words is not None:
+        return by_words
     batch, channels, length = u.shape
     outputs, width = w.shape
     repeats = outputs // channels
     columns = bucket(repeats * (width + 1), 1, 1 << 30)
-    tokens = bucket(length, 16, 512)
-    rows = max(1, 1024 // tokens)
+    rows, tokens = tile(u, 1024)
     shares = min(batch, SPLITS)
     partial = u.new_empty(shares, channels, columns, dtype=torch.float32)
     du = torch.empty_like(u)

@@ -28,8 +28,24 @@ def work(shape: dict[str, int], size: int, backward: bool) -> Work:
 
 
 def rivals():
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    compiled = torch.compile(flex_attention, dynamic=False)
+
+    def prepare(tensors):
+        window, length = tensors["window"], tensors["q"].shape[2]
+
+        def visible(b, h, i, j):
+            return (i >= j) & (i - j < window)
+
+        mask = create_block_mask(visible, None, None, length, length, device=tensors["q"].device)
+        return {name: tensors[name] for name in "qkv"} | {"mask": mask}
+
+    def flex(q, k, v, mask):
+        return compiled(q, k, v, block_mask=mask)
+
     def sdpa(q, k, v, window):
         """Causal attention over everything: what stock torch offers without a mask in memory."""
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
-    return {"SDPA, all keys": sdpa}
+    return {"FlexAttention": (prepare, flex), "SDPA, all keys": sdpa}

@@ -1,10 +1,11 @@
 """Shapes of ThunderKittens' benchmark (B = H = 16, d 16, dv 64), of BASED's prefill and of MAD's stacks."""
+# pyright: reportMissingImports=false
 
 from typing import Any
 
 import torch
 
-from kernels.cases import Work
+from kernels.cases import Work, installed
 
 SHAPES = [
     {"B": 128, "H": 1, "T": 128, "d": 16, "dv": 128},
@@ -15,10 +16,10 @@ SHAPES = [
 CONFIGS = [
     {"B": 1, "H": 1, "T": t, "d": d, "dv": dv}
     for t, d, dv in (
-        (2048, 16, 64),
+        (8192, 16, 64),
         (100, 64, 64),
         (128, 16, 64),
-        (6144, 32, 64),
+        (32768, 32, 64),
         (1024, 8, 16),
         (32, 16, 32),
         (16, 8, 8),
@@ -48,6 +49,17 @@ def work(shape: dict[str, int], size: int, backward: bool) -> Work:
 
 
 def rivals():
-    from kernels.taylor_attention import reference
+    if not installed("fla"):
+        return {}
 
-    return {"torch": lambda q, k, v: reference.taylor_attention(q, k, v, normalize=True, eps=1e-12)}
+    def fla(q, k, v):
+        from fla.ops.based import fused_chunk_based
+
+        return fused_chunk_based(*(t.transpose(1, 2) for t in (q, k, v)))
+
+    def pairs(q, k, v):
+        from fla.ops.based import parallel_based
+
+        return parallel_based(*(t.transpose(1, 2) for t in (q, k, v)))
+
+    return {"fla": fla, "fla, pairs": pairs}

@@ -255,16 +255,16 @@ def value_kernel(
 SPAN = 256  # tokens that meet as pairs where there are states
 
 
-def with_states(d: int, length: int) -> bool:
+def with_states(d: int, length: int, backward: bool) -> bool:
     """Whether tokens further back are met through features. A token costs T / 2 (d + dv) by pairs alone, and with
-    states SPAN / 2 (d + dv), 2 F dv for their making and as much for their reading, at half the rate (TF32). Wider keys
-    have thousands of features."""
-    return d <= 32 and length > SPAN + 8 * packed_size(d)
+    states SPAN / 2 (d + dv) and F dv twice, for their making and their reading. Features are dearer than their
+    arithmetic (TF32, fp32 in memory): the factors are what an H100 showed, where both take the same time."""
+    return d <= 32 and length > SPAN + (18 if backward else 32) * packed_size(d)
 
 
-def blocks(q: torch.Tensor, v: torch.Tensor) -> dict:
+def blocks(q: torch.Tensor, v: torch.Tensor, states: bool) -> dict:
     """Rows, columns and features a block, warps. Products in fp32 are three of TF32, whose operands take registers."""
-    fp32, states = q.dtype == torch.float32, with_states(q.shape[3], q.shape[2])
+    fp32 = q.dtype == torch.float32
     return {
         "PRECISION": precision(q.dtype), "CARRIED": "tf32x3" if fp32 else "tf32", "SPAN": SPAN,
         "BT": bucket(q.shape[2], 16, 32 if fp32 else 64), "BD": bucket(q.shape[3], 16, 64), "BF": 16 if fp32 else 64,
@@ -277,15 +277,13 @@ def sizes(q: torch.Tensor, v: torch.Tensor) -> tuple[float, int, int, int, int, 
     return q.shape[3] ** -0.5, q.shape[1], q.shape[2], q.shape[3], v.shape[3], packed_size(q.shape[3])
 
 
-def scan(k, v, inverse, delta, normalize: bool, reverse: bool) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The states that the spans find, and the vectors beside them; None where pairs are cheaper."""
+def scan(k, v, inverse, delta, normalize: bool, reverse: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The states that the spans find, and the vectors beside them."""
     batch, heads, length, d = k.shape
-    if not with_states(d, length):
-        return None
     features, width, spans = packed_size(d), v.shape[3], triton.cdiv(length, SPAN)
     states = k.new_empty(batch, heads, spans, features, width, dtype=torch.float32)
     beside = k.new_empty((batch, heads, spans, features) if normalize else 0, dtype=torch.float32)
-    tile = blocks(k, v)
+    tile = blocks(k, v, True)
     states_kernel[(batch * heads, triton.cdiv(features, tile["BF"]), triton.cdiv(width, tile["BN"]))](
         k, v, inverse, delta, states, beside, *sizes(k, v), *strides(k, v), REVERSE=reverse, NORMALIZE=normalize, **tile
     )
@@ -293,29 +291,31 @@ def scan(k, v, inverse, delta, normalize: bool, reverse: bool) -> tuple[torch.Te
 
 
 def forward(q, k, v, y, inverse, normalize: bool, eps: float) -> None:
-    found, tile = scan(k, v, inverse, inverse, normalize, False), blocks(q, v)
+    states = with_states(q.shape[3], q.shape[2], False)
+    found = scan(k, v, inverse, inverse, normalize, False) if states else (y, y)
+    tile = blocks(q, v, states)
     grid = (q.shape[0] * q.shape[1], triton.cdiv(q.shape[2], tile["BT"]), triton.cdiv(v.shape[3], tile["BN"]))
     forward_kernel[grid](
-        q, k, v, y, inverse, *(found or (y, y)), eps, *sizes(q, v), *strides(q, k, v, y),
-        STATES=found is not None, NORMALIZE=normalize, **tile,
-    )  # fmt: skip
+        q, k, v, y, inverse, *found, eps, *sizes(q, v), *strides(q, k, v, y), STATES=states, NORMALIZE=normalize, **tile
+    )
 
 
 def backward(q, k, v, inverse, delta, dy, normalize: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    tile = blocks(q, v)
+    states = with_states(q.shape[3], q.shape[2], True)
+    tile = blocks(q, v, states)
+    options = {"STATES": states, "NORMALIZE": normalize} | tile
+    if states and q.dtype == torch.float32:
+        options["maxnreg"] = 240  # the assembler would aim at 168 registers and spill a few
+    rows = min(tile["BT"], 32)  # with 64, on asynchronous matrix units, Triton 3.6's code reads outside its memory
+    found = (dv, dv)
     for keys, (x, u, z, w, dx) in enumerate(((q, dy, k, v, dq), (k, v, q, dy, dk))):
-        found = scan(z, w, inverse, delta, normalize, bool(keys))
-        options = {"STATES": found is not None, "NORMALIZE": normalize} | tile
-        rows = min(tile["BT"], 32)  # with 64, on asynchronous matrix units, Triton 3.6's code reads outside its memory
-        if found is not None and q.dtype == torch.float32:
-            options["maxnreg"] = 240  # the assembler would aim at 168 registers and spill a few
+        if states:
+            found = scan(z, w, inverse, delta, normalize, bool(keys))
         key_kernel[(q.shape[0] * q.shape[1], triton.cdiv(q.shape[2], rows))](
-            x, u, z, w, dx, inverse, delta, *(found or (dx, dx)), *sizes(q, v), *strides(x, u, z, w, dx),
+            x, u, z, w, dx, inverse, delta, *found, *sizes(q, v), *strides(x, u, z, w, dx),
             KEYS=bool(keys), **options | {"BT": rows},
         )  # fmt: skip
     grid = (q.shape[0] * q.shape[1], triton.cdiv(q.shape[2], tile["BT"]), triton.cdiv(v.shape[3], tile["BN"]))
-    value_kernel[grid](
-        q, k, dy, dv, inverse, dv if found is None else found[0], *sizes(q, v), *strides(q, k, dy, dv), **options
-    )
+    value_kernel[grid](q, k, dy, dv, inverse, found[0], *sizes(q, v), *strides(q, k, dy, dv), **options)
     return dq, dk, dv

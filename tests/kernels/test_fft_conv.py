@@ -51,18 +51,23 @@ def test_without_skip(where):
     verify(kernels.fft_conv, oracle, {"u": u, "k": k}, wide=("k",), **where)
 
 
-@pytest.mark.parametrize("batch, length, taps", [(1, 1, 1), (3, 255, 255), (2, 200, 60)])
-def test_transform_over_blocks(where, monkeypatch, batch, length, taps):
-    """Blocks of 16 tokens instead of 128, so that short sequences have many."""
-    from kernels.fft_conv import blocks, triton
+@pytest.mark.parametrize("batch, length, taps, size", [(1, 1, 1, 16), (3, 255, 255, 16), (2, 200, 60, 32)])
+def test_transform_over_blocks(where, monkeypatch, batch, length, taps, size):
+    """Blocks of 16 tokens, or of two tiles of 16, instead of 128, so that short sequences have many."""
+    from kernels.fft_conv import block_taps, blocks, triton
 
     if where["device"] == "cuda" and where["dtype"] == torch.float32:
         pytest.skip("fp32 does not take this way")
 
     def by_blocks(*tensors, transposed=False):
-        return blocks.convolve(*tensors, transposed=transposed, size=16)
+        return blocks.convolve(*tensors, transposed=transposed, size=size)
+
+    def taps_by_blocks(*given):
+        return block_taps.taps_gradient(*given, size=size)
 
     monkeypatch.setattr(triton, "convolve", by_blocks)
+    monkeypatch.setattr(triton, "taps_gradient", taps_by_blocks)
+    monkeypatch.setattr(block_taps, "TILE", 16)
     verify(kernels.fft_conv, oracle, streams(batch, 1, length, taps), wide=("k", "skip"), **where)
 
 

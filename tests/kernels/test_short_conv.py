@@ -43,6 +43,33 @@ def test_without_bias_and_channel_first(where):
     verify(kernels.short_conv, oracle, {"u": u, "w": torch.randn(3, 4).double()}, **where)
 
 
+@pytest.mark.parametrize(
+    "batch, channels, length, width, activation",
+    [(4, 2, 63, 5, None), (8, 1, 130, 3, "silu"), (4, 3, 4, 4, "gelu"), (4, 1, 7, 2, None), (4, 2, 5, 1, "silu")],
+)
+@pytest.mark.parametrize("stored", ["channels first", "batch first", "channels last"])
+def test_four_tokens_a_word(where, stored, batch, channels, length, width, activation):
+    """Sequences that start within a word, or fill whole words, or do neither."""
+    torch.manual_seed(3)
+    axes = {"channels first": (1, 0, 2), "batch first": (0, 1, 2), "channels last": (0, 2, 1)}[stored]
+    shape = batch, channels, length
+    u = torch.randn([shape[i] for i in axes]).double().permute([axes.index(i) for i in range(3)])
+    given = {"u": u, "w": torch.randn(channels, width).double(), "bias": torch.randn(channels).double()}
+    verify(kernels.short_conv, oracle, given, activation=activation, **where)
+
+
+def test_words_are_taken_where_they_fit():
+    from kernels.short_conv.words import words
+
+    half = torch.zeros(3, 4, 7, dtype=torch.float16).transpose(0, 1)  # (4, 3, 7), channel-first
+    rows = words(half)
+    assert rows is not None and rows.shape == (1, 3, 7)
+    assert words(half.float()) is None  # four bytes a token
+    assert words(half[:, :, :6]) is None and words(half[:3]) is None  # gaps; 21 tokens a row
+    rows = words(torch.zeros(2, 3, 8, dtype=torch.float16))
+    assert rows is not None and rows.shape == (2, 3, 2)
+
+
 def test_is_a_well_formed_operator():
     from kernels.short_conv import triton
 
