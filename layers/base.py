@@ -45,6 +45,10 @@ class Layer(nn.Module):
         """
         raise NotImplementedError
 
+    def active_params(self) -> int:
+        """Trained parameters that one token uses: all, but where it is routed through some of the experts only."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
     def check_length(self, x: torch.Tensor) -> None:
         """Raise for an x (B, T, dim) longer than the layer was built for."""
         if x.shape[1] > self.max_length:

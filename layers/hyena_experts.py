@@ -88,6 +88,10 @@ class HyenaExperts(Layer):
     def state_size(self, length: int) -> int:
         return 3 * self.dim * (self.conv.taps.shape[1] - 1) + self.dim * length
 
+    def active_params(self) -> int:
+        """The convolutions run over all channels, so only the input map's experts count by the top k."""
+        return super().active_params() - self.router.idle(self.weight.numel() + self.bias.numel())
+
     def flops(self, length: int) -> int:
         router = 2 * self.dim * self.router.num_experts
         routed = self.router.top_k * (6 * self.dim * self.width + 2 * self.width)

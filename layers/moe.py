@@ -35,5 +35,9 @@ class MoE(ChannelMixer):
         y = dispatch.scatter(dispatch.multiply(F.silu(gate) * value, self.down))  # (N, k, dim)
         return (y * weights.unsqueeze(-1)).sum(1).view_as(x)
 
+    def active_params(self) -> int:
+        experts = self.up.numel() + self.down.numel()
+        return super().active_params() - self.router.idle(experts)
+
     def flops(self, length: int) -> int:
         return length * self.dim * (2 * self.router.num_experts + 6 * self.router.top_k * self.width)

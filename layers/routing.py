@@ -31,6 +31,10 @@ class Router(nn.Module):
         scores, experts = self.scores(x).topk(self.top_k, dim=-1)
         return scores.softmax(-1), experts
 
+    def idle(self, params: int) -> int:
+        """Of the parameters of all experts, those that a token does not use."""
+        return params // self.num_experts * (self.num_experts - self.top_k)
+
 
 class Dispatch:
     """Where the N k assignments of tokens to experts stand in the blocks of slots."""

@@ -49,13 +49,15 @@ class Train:
     """How long, on how much, and what is scored."""
 
     epochs: int = 200
-    steps: int | None = None  # in place of epochs
+    steps: int | None = None  # in place of epochs; at most one of steps, tokens, budget_flops
+    tokens: int | None = None  # to train on, rounded to whole steps
+    budget_flops: float | None = None  # of training: 3 times the forward FLOPs of every sequence
     batch_size: int = 128
     eval_every: int | None = None  # steps; None: once an epoch
     precision: str = "auto"  # fp32 | bf16 | auto: bf16 autocast on CUDA, fp32 on a CPU
     num_train: int | None = None  # sequences; None: what the task's protocol says
     num_test: int | None = None
-    stop_at: float | None = 0.999  # stop early at this test score
+    stop_at: float | None = 0.999  # stop early at this test score; None (always, for text, tokens and FLOPs): never
     score: str = "accuracy"  # accuracy | macro_accuracy: what stops early and is ranked
     deterministic: bool = True  # on CUDA, refuse operations that do not repeat bit for bit
 
@@ -100,10 +102,14 @@ class Run:
         """
         decides = self.to_dict()
         del decides["device"]
+        for key in YOUNGER:
+            if decides["train"][key] is None:
+                del decides["train"][key]
         decides["plugins"] = plugins.digests(self.plugins)
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 
+YOUNGER = ("tokens", "budget_flops")  # keys of train that the first run ids do not know
 SECTIONS = {"arch": Arch, "optim": Optim, "train": Train}
 
 

@@ -6,14 +6,35 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one sequence: trained parameters, forward FLOPs (a multiply-add is 2), recurrent state elements."""
+    """Of one sequence: trained parameters, forward FLOPs (a multiply-add is 2), recurrent state elements.
+
+    `params_nonembedding` leaves out what is looked up (token vectors, learned positions), not the output weights: a
+    tied table is those. It is the N of 6 N D. `params_active` is what of it one token uses: all but idle experts.
+    """
 
     params: int
     flops: int
     state_size: int
+    params_nonembedding: int
+    params_active: int
+    seq_len: int
 
 
 def cost(model: Any, length: int) -> Cost:
     """The cost of a model of `models.build` on one sequence of `length` tokens. Tied weights count once."""
-    params = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Cost(params=params, flops=model.flops(length), state_size=model.stack.state_size(length))
+    params, embedding = _trained(model), model.embedding
+    tied = model.head.weight is embedding.tokens.weight
+    nonembedding = params - _trained(embedding) + (embedding.tokens.weight.numel() if tied else 0)
+    idle = sum(_trained(layer) - layer.active_params() for layer in model.stack.layers)
+    return Cost(
+        params=params,
+        flops=model.flops(length),
+        state_size=model.stack.state_size(length),
+        params_nonembedding=nonembedding,
+        params_active=nonembedding - idle,
+        seq_len=length,
+    )
+
+
+def _trained(module: Any) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -45,6 +45,9 @@ class Parallel(Layer):
     def flops(self, length: int) -> int:
         return sum(branch.flops(length) for branch in self.branches)
 
+    def active_params(self) -> int:
+        return sum(branch.active_params() for branch in self.branches)
+
 
 class Stack(nn.Module):
     """x + layer(norm(x)), layer after layer, (B, T, dim) -> (B, T, dim). A layer's own initialisation is kept."""

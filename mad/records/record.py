@@ -19,11 +19,14 @@ class Record:
     status: str  # ok | diverged | failed
     config: dict[str, Any]  # Run.to_dict() of the resolved run
     metrics: dict[str, float] = field(default_factory=dict)
-    # final numbers: accuracy, macro_accuracy, loss (test), valid_accuracy, valid_macro_accuracy, train_loss,
-    # best_accuracy (over all evaluations)
+    # final numbers: accuracy, macro_accuracy, loss (test, nats), of text also perplexity and bits_per_byte; the same as
+    # valid_accuracy, ...; train_loss, best_accuracy (over all evaluations)
     curve: list[dict[str, float]] = field(default_factory=list)
     # at most 50 points: step, train_loss, loss, accuracy, macro_accuracy
-    cost: dict[str, int] = field(default_factory=dict)  # params, flops (forward, one sequence), state_size
+    cost: dict[str, int] = field(default_factory=dict)
+    # of the model, for one sequence of seq_len tokens: params, params_nonembedding, params_active, flops (forward),
+    # state_size; of the run: tokens, unique_tokens (distinct ones among them), flops_exact (3 x forward FLOPs x
+    # sequences), flops_6nd (6 x params_nonembedding x tokens)
     steps: int = 0  # taken
     seconds: float = 0.0
     error: str | None = None  # the traceback of a failed run

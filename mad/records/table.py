@@ -17,6 +17,9 @@ from mad.records.record import Record
 if TYPE_CHECKING:
     import pandas
 
+COST = ("params", "params_nonembedding", "params_active", "flops", "state_size", "seq_len")  # of the model
+COST += ("tokens", "unique_tokens", "flops_exact", "flops_6nd")  # of the run
+
 
 def table(records: Iterable[Record]) -> "pandas.DataFrame":
     """The rows of `records` as a data frame; a run that lacks a column's value has NaN there."""
@@ -57,7 +60,7 @@ def _parts(record: Record) -> list[dict[str, Any]]:
         {"lr": optim.pop("lr", None), "weight_decay": optim.pop("weight_decay", None)},
         {"seed": record.config.get("seed")},
         dict(record.metrics),
-        {key: record.cost.get(key) for key in ("params", "flops", "state_size")},
+        {key: record.cost.get(key) for key in COST},
         {"steps": record.steps, "seconds": record.seconds},
         {
             f"{name}.{key}": _text(value)

@@ -34,6 +34,7 @@ class Task:
     head = "lm"  # the model that it asks for: "lm" | "autoencoder"
     num_train, num_test = 12_800, 1_280  # sequences, as the protocol has them
     splits: tuple[str, ...] = SPLITS
+    is_corpus = False  # True: a finite text; a run loads the sequences it trains on alone, and never stops early
 
     def __init__(self, *, vocab_size: int, seq_len: int):
         self.vocab_size, self.seq_len = vocab_size, seq_len
@@ -77,6 +78,10 @@ class Task:
         if split not in self.splits:
             raise unknown(f"split of task {self.name!r}:", split, self.splits)
         return [(self, None)]
+
+    def of_loss(self, loss: float) -> dict[str, float]:
+        """Further metrics that follow from a loss, nats a scored position."""
+        return {}
 
     def check_request(self, num: int, seed: int, split: str) -> None:
         """Raise for arguments of `sample` that make no sense."""

@@ -43,16 +43,18 @@ def load(task: Any, num: int, seed: int, split: str, device: str) -> list[Exampl
     shares = [share or 1 for _, share in parts]
     edges = [round(num * sum(shares[:i]) / sum(shares)) for i in range(len(parts) + 1)]
     counts = [max(1, stop - start) for start, stop in zip(edges, edges[1:], strict=False)]
+    sample = _sample if task.is_corpus else _kept  # runs of text differ in size, and several corpora fill a memory
     return [
-        _sample(part.name, json.dumps(part.options), count, seed, split).to(device)
+        sample(part.name, json.dumps(part.options), count, seed, split).to(device)
         for (part, _), count in zip(parts, counts, strict=True)
     ]
 
 
-@functools.lru_cache(maxsize=8)
 def _sample(name: str, options: str, num: int, seed: int, split: str) -> Examples:
-    """Kept for the next runs of a worker: the optimiser grid of a setting trains on the same examples."""
     return compact(*tasks.build(name, **json.loads(options)).sample(num, seed=seed, split=split))
+
+
+_kept = functools.lru_cache(maxsize=8)(_sample)  # for a worker's next runs: an optimiser grid shares its examples
 
 
 def compact(inputs: torch.Tensor, targets: torch.Tensor) -> Examples:
@@ -82,6 +84,13 @@ class Batches:
     @property
     def per_epoch(self) -> int:
         return len(self.plan)
+
+    @property
+    def trained(self) -> list[int]:
+        """Sequences handed out so far, of each part."""
+        passes, rest = divmod(self.taken, len(self.plan))
+        counts = (passes * self.plan.count(i) + self.plan[:rest].count(i) for i in range(len(self.parts)))
+        return [self.batch_size * count for count in counts]
 
     def next(self) -> Examples:
         i = self.plan[self.taken % len(self.plan)]

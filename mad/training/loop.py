@@ -14,7 +14,7 @@ import torch
 
 from mad.config import Run
 from mad.records import Record
-from mad.training import data, host
+from mad.training import budget, data, host
 from mad.training.evaluate import evaluate, loss_of
 from mad.training.prepare import build_model, build_task, cost, prepare
 from mad.training.schedule import learning_rate
@@ -58,12 +58,14 @@ def _steps(run: Run, on_progress: Progress | None) -> Generator[None, None, Reco
     test = data.load(task, num_test, run.seed, "test", run.device)
     model = build_model(run, task).to(run.device)
     update = Update(run, model)
-    steps = settings.steps or settings.epochs * batches.per_epoch
-    every = settings.eval_every or batches.per_epoch
+    model_cost = cost(run, task)
+    steps = budget.steps(settings, task, model_cost) or settings.epochs * batches.per_epoch
+    every = settings.eval_every or (steps if task.is_corpus else batches.per_epoch)
 
     def measure(parts: list[data.Examples]) -> dict[str, float]:
         with update.autocast():
-            return evaluate(model, parts, settings.batch_size, task.vocab_size)
+            scores = evaluate(model, parts, settings.batch_size, task.vocab_size)
+        return scores | task.of_loss(scores["loss"])
 
     status, step, curve, seen = "ok", 0, [], 0
     while step < steps:
@@ -87,14 +89,15 @@ def _steps(run: Run, on_progress: Progress | None) -> Generator[None, None, Reco
     metrics = _final(curve, status)
     if status == "ok" and "valid" in task.splits:
         valid = measure(data.load(task, num_test, run.seed, "valid", run.device))
-        metrics |= {f"valid_{name}": valid[name] for name in ("accuracy", "macro_accuracy")}
+        names = ("accuracy", "macro_accuracy", "loss", *task.of_loss(0.0))
+        metrics |= {f"valid_{name}": valid[name] for name in names}
     return Record(
         run_id=run.id,
         status=status,
         config=run.to_dict(),
         metrics=metrics,
         curve=_thin(curve),
-        cost=vars(cost(run, task)),
+        cost=vars(model_cost) | budget.spent(model_cost, model, batches),
         steps=step,
         seconds=time.perf_counter() - began,
         started=started,

@@ -11,6 +11,7 @@ import torch
 from mad import models, plugins, tasks
 from mad.config import Run
 from mad.registry import unknown
+from mad.training import budget
 from mad.training.schedule import SCHEDULES
 
 CHOICES = {
@@ -47,12 +48,15 @@ def prepare(given: Run | Mapping[str, Any]) -> Run:
             f"{run.task['name']!r}; expected at least {task.input_length}"
         )
     train = run.train
-    train.num_train = train.num_train or task.num_train
+    steps = budget.steps(train, task, cost(run, task))  # a model that cannot be built says so now
+    used = steps * train.batch_size if steps and task.is_corpus else task.num_train
+    train.num_train = train.num_train or min(used, task.num_train)
     train.num_test = train.num_test or task.num_test
+    if task.is_corpus or train.tokens or train.budget_flops:
+        train.stop_at = None
     run.device = _device(run.device)
     if train.precision == "auto":
         train.precision = "bf16" if run.device == "cuda" else "fp32"
-    cost(run, task)  # a model that cannot be built says so now
     return run
 
 
@@ -99,6 +103,7 @@ def _check_values(run: Run) -> None:
         ("optim.warmup_steps", optim.warmup_steps, 0),
         ("train.epochs", train.epochs, 1),
         ("train.steps", train.steps, 1),
+        ("train.tokens", train.tokens, 1),
         ("train.batch_size", train.batch_size, 1),
         ("train.eval_every", train.eval_every, 1),
         ("train.num_train", train.num_train, 1),
@@ -109,7 +114,11 @@ def _check_values(run: Run) -> None:
     ):
         if value is not None and not low <= value < math.inf:
             raise ValueError(f"{key} must be at least {low} and finite, got {value}")
-    for key, value in (("optim.lr", optim.lr), ("optim.clip", optim.clip)):
+    for key, value in (
+        ("optim.lr", optim.lr),
+        ("optim.clip", optim.clip),
+        ("train.budget_flops", train.budget_flops),
+    ):
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{key} must be above 0 and finite, got {value}")
     if not 0 <= run.arch.embed_dropout < 1:
