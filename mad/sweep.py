@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from mad import config, engine, leaderboard, plugins, tasks, trackers, training
+from mad import config, engine, ladder, leaderboard, plugins, tasks, trackers, training
 from mad.records import Store
 from mad.registry import unknown
 
@@ -42,6 +42,8 @@ class SweepConfig(config.Run):
     results_dir: str = "results/${name}"  # this sweep's own folder
     engine: dict[str, Any] = field(default_factory=dict)
     tracker: str = "wandb"
+    ladder: dict[str, Any] = field(default_factory=dict)  # with a rung of it, in place of arch: see mad.ladder
+    rung: int | None = None
 
 
 def main() -> None:
@@ -125,7 +127,8 @@ def prepare(points: Iterable[Point]) -> tuple[list[config.Run], dict[str, Any]]:
     for values, overrides in points:
         sweep = {key: value for key, value in values.items() if key not in RUN_KEYS}
         try:
-            run = training.prepare({key: values[key] for key in RUN_KEYS})
+            resolved = ladder.resolve(values)
+            run = training.prepare({key: resolved[key] for key in RUN_KEYS})
         except ValueError as error:
             reasons.setdefault(str(error), []).append(" ".join(map(str, overrides)) or "the configuration")
         else:
