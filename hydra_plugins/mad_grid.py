@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from mad.registry import unknown
 from mad.tasks import settings as protocol_settings
 
+LENGTHS = ("train.steps", "train.tokens", "train.budget_flops")  # a run takes one of them
 TRAINING = ("num_train", "num_test", "batch_size")  # options of a setting that are training's, not the task's
 
 
@@ -91,6 +92,12 @@ class GridSweeper(Sweeper):
             if "arch" not in given:
                 params["arch"] = "custom"
             given.setdefault("arch.name", ["arch.name=null"])  # the arch's own name is not that stack's
+        if "ladder" in given:  # in place of the sweep's architectures, and the other way round
+            params.pop("arch", None)
+        elif "arch" in given or "arch.stack" in given:
+            params = {key: value for key, value in params.items() if key not in ("ladder", "rung")}
+        if any(key in given for key in LENGTHS):
+            given = {key: [f"{key}=null"] for key in LENGTHS} | given
         return self.parse([f"{key}={_text(value)}" for key, value in params.items()]) | given
 
     def parse(self, texts: list[str]) -> dict[str, list[str]]:

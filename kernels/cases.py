@@ -10,6 +10,7 @@ A cases module holds
                 (prepare, function) for one that wants another layout: prepare(tensors) -> its arguments, not timed
     call(tensors, backend) -> the outputs to differentiate    (optional; by default the function of the folder's name)
     BACKWARD = False                                            (optional: a kernel without gradients)
+    BACKEND = "triton"                                          (optional: where "auto" is torch throughout)
 """
 
 import importlib.util
@@ -59,6 +60,11 @@ def leaves(tensors: dict[str, Any]) -> list[torch.Tensor]:
     """The floating-point tensors among a kernel's arguments, from now on with gradients."""
     found = [t for t in tensors.values() if isinstance(t, torch.Tensor) and t.is_floating_point()]
     return [t.requires_grad_() for t in found]
+
+
+def backend(cases: ModuleType) -> str:
+    """The backend that takes the Triton kernel wherever it fits."""
+    return getattr(cases, "BACKEND", "auto")
 
 
 def call(cases: ModuleType, tensors: dict[str, torch.Tensor], backend: str) -> Any:

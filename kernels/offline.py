@@ -1,8 +1,9 @@
 """`python -m kernels.offline [NAME ...]`: compile every configuration of every kernel for an H100, without one.
 
-Runs backend="auto" on CPU tensors as if they were on a card while each launch only compiles (for sm_90). So what is
-checked is what the block-size rules really choose, with the very specialisations of a run, forward and backward, in
-fp32 and bf16. A configuration that spills registers or asks for more shared memory than an SM has is an error.
+Runs backend="auto" (or what a cases module names) on CPU tensors as if they were on a card while each launch only
+compiles (for sm_90). So what is checked is what the block-size rules really choose, with the very specialisations of a
+run, forward and backward, in fp32 and bf16. A configuration that spills registers or asks for more shared memory than
+an SM has is an error.
 """
 
 import argparse
@@ -84,9 +85,7 @@ def compile_kernel(job: tuple[str, torch.dtype, int | None]) -> list[Compiled]:
         with compiling_only() as launches:
             given = module.tensors(shape, dtype, "cpu")
             leaves = cases.leaves(given) if getattr(module, "BACKWARD", True) else []
-            out = cases.call(module, given, "auto")
-            if not launches:  # "auto" prefers torch
-                out = cases.call(module, given, "triton")
+            out = cases.call(module, given, cases.backend(module))
             outputs = out if isinstance(out, tuple) else (out,)
             if leaves:
                 torch.autograd.backward(outputs, [torch.ones_like(y) for y in outputs])

@@ -126,6 +126,28 @@ def test_every_arch_can_run(expand, name):
         assert run.arch.name == name
 
 
+def test_a_ladder_takes_the_place_of_an_arch(expand):
+    points = expand("sweeps=isoflop", "task.seq_len=32", "rung=0,1", "train.budget_flops=1e9")
+    runs, _ = sweep.prepare(points)
+    assert len(points) == len(runs) == 4 and {run.arch.name for run in runs} == {"transformer", "hyena"}
+    assert {(run.arch.dim, run.optim.lr, run.optim.min_lr) for run in runs} == {(8, 0.04, 0.004), (16, 0.02, 0.002)}
+    own = expand("task=text", "ladder=hyena", "rung=0", "train.tokens=5000")  # not the quickstart's archs and steps
+    assert values(own, "train.steps") == [None] and len(own) == 1
+    assert values(expand("sweeps=isoflop", "arch=hyena", "train.steps=5"), "rung") == [None]
+    with pytest.raises(ValueError, match="unknown ladder 'hyenna' .did you mean 'hyena'"):
+        expand("task=text", "ladder=hyenna", "rung=0")
+    with pytest.raises(ValueError, match="ladder 'hyena' has rung=0 to 13, got rung=14"):
+        sweep.prepare(expand("task=text", "ladder=hyena", "rung=14"))
+
+
+def test_400_points_of_text_are_checked_in_seconds(expand):
+    points = expand("sweeps=isoflop", "rung=0", "seed=range(50)")
+    assert len(points) == 400
+    began = time.perf_counter()
+    sweep.prepare(points)
+    assert time.perf_counter() - began < 10
+
+
 def test_the_same_point_is_one_run(expand):
     assert len(sweep.prepare(expand("task=mqar", "arch=hyena", "optim.lr=1e-3,0.001"))[0]) == 1
 
@@ -221,6 +243,22 @@ def test_from_the_command_line_to_the_leaderboard_and_again(tmp_path):
     assert files[0].with_name(files[0].name + ".corrupt").exists()
     assert all(file.stat().st_mtime_ns == before[file] for file in files[1:])
     assert "nothing to train: all 4 runs have a result already" in command(*given).stdout
+
+
+def test_text_from_the_command_line_to_the_table(tmp_path):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("the quick brown fox jumps over the lazy dog; " * 2000)
+    given = ["task=text", f"task.path={corpus}", "task.seq_len=32", "ladder=transformer,hyena", "rung=0"]
+    given += ["train.budget_flops=3e7", "train.batch_size=4", "train.num_test=20", "optim.lr=5e-3", "tracker=none"]
+    done = command(*given, f"results_dir={tmp_path}/mine")
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "mine" / "results.csv").set_index("arch")
+    assert set(table.index) == {"transformer", "hyena"} and set(table["status"]) == {"ok"}
+    assert (table["flops_exact"] / 3e7 - 1).abs().max() < 0.05
+    assert (table["flops_6nd"] == 6 * table["params_nonembedding"] * table["tokens"]).all()
+    assert table["task.digest"].nunique() == 1 and set(table["seq_len"]) == {32}
+    columns = {"params_active", "unique_tokens", "loss", "valid_loss", "bits_per_byte", "perplexity", "arch.dim"}
+    assert columns <= set(table) and table[list(columns)].notna().all(axis=None)
 
 
 def test_mistakes_end_in_one_line(tmp_path):

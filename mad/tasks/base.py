@@ -79,6 +79,10 @@ class Task:
             raise unknown(f"split of task {self.name!r}:", split, self.splits)
         return [(self, None)]
 
+    def available(self, split: str) -> int | None:
+        """How many sequences of a split there are; None: as many as one asks for."""
+        return None
+
     def of_loss(self, loss: float) -> dict[str, float]:
         """Further metrics that follow from a loss, nats a scored position."""
         return {}
@@ -89,6 +93,9 @@ class Task:
             raise unknown(f"split of task {self.name!r}:", split, self.splits)
         at_least(1, num=num)
         at_least(0, seed=seed)
+        most = self.available(split)
+        if most is not None and num > most:
+            raise ValueError(f"{num} sequences asked for, but split {split!r} of task {self.name!r} has {most}")
 
     @classmethod
     def _defaults(cls) -> dict[str, Any]:

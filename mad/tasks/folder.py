@@ -48,10 +48,10 @@ class Folder(Task):
             ValueError: a split the task does not have, or fewer sequences than asked for.
         """
         self.check_request(num, seed, split)
-        inputs, targets = self._open(split)
-        if num > len(inputs):
-            raise ValueError(f"{num} sequences asked for, but {Path(self.path, split)} has {len(inputs)}")
-        return Examples(*(torch.from_numpy(array[:num].astype(np.int64)) for array in (inputs, targets)))
+        return Examples(*(torch.from_numpy(array[:num].astype(np.int64)) for array in self._open(split)))
+
+    def available(self, split: str) -> int:
+        return self.num_train if split == "train" else self.num_test
 
     def _files(self, split: str) -> list[Path]:
         return [Path(self.path, split, f"{name}.npy") for name in ("inputs", "targets")]

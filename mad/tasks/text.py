@@ -72,8 +72,8 @@ class Text(Task):
             at_least(least, f"the largest id in {self._where} is {corpus.largest}", vocab_size=vocab_size)
         super().__init__(vocab_size=vocab_size or (BYTES if corpus.is_bytes else least), seq_len=seq_len)
         self._check_parts()
-        self.num_train = self._windows("train")
-        self.num_test = min(MOST_TESTED, self._windows("valid"), self._windows("test"))
+        self.num_train = self.available("train")
+        self.num_test = min(MOST_TESTED, self.available("valid"), self.available("test"))
 
     def sample(self, num: int, seed: int = 0, split: str = "train") -> Examples:
         """`num` windows of a split.
@@ -83,16 +83,10 @@ class Text(Task):
         """
         self.check_request(num, seed, split)
         keep_freed_memory()
-        available = self._windows(split)
-        if num > available:
-            raise ValueError(
-                f"{num} sequences of {self.seq_len} tokens asked for, but split {split!r} of the corpus {self._where} "
-                f"has {available}"
-            )
         if split == "train":
-            chosen = np.random.default_rng(seed).permutation(available)[:num]
+            chosen = np.random.default_rng(seed).permutation(self.available(split))[:num]
         else:
-            chosen = np.arange(num) * available // num
+            chosen = np.arange(num) * self.available(split) // num
         starts = self._parts[split][0] + chosen * self.seq_len
         every = np.lib.stride_tricks.sliding_window_view(self._corpus.tokens, self.seq_len + 1)  # no copy
         windows = torch.from_numpy(every[starts].astype(np.int64))  # (N, T + 1)
@@ -118,13 +112,14 @@ class Text(Task):
             "test": (total - held // 2, total),
         }
 
-    def _windows(self, split: str) -> int:
+    def available(self, split: str) -> int:
+        """Whole windows in a split."""
         start, stop = self._parts[split]
         return max(0, stop - start - 1) // self.seq_len  # the last target must be inside, too
 
     def _check_parts(self) -> None:
         for split, (start, stop) in self._parts.items():
-            if not self._windows(split):
+            if not self.available(split):
                 raise ValueError(
                     f"the corpus {self._where} has {len(self._corpus.tokens)} tokens, with held_out={self.held_out} "
                     f"{stop - start} of them for {split!r}; expected at least {self.seq_len + 1} (seq_len and one)"

@@ -52,6 +52,7 @@ def prepare(given: Run | Mapping[str, Any]) -> Run:
     used = steps * train.batch_size if steps and task.is_corpus else task.num_train
     train.num_train = train.num_train or min(used, task.num_train)
     train.num_test = train.num_test or task.num_test
+    _check_sequences(run, task)
     if task.is_corpus or train.tokens or train.budget_flops:
         train.stop_at = None
     run.device = _device(run.device)
@@ -123,6 +124,17 @@ def _check_values(run: Run) -> None:
             raise ValueError(f"{key} must be above 0 and finite, got {value}")
     if not 0 <= run.arch.embed_dropout < 1:
         raise ValueError(f"arch.embed_dropout must be at least 0 and below 1, got {run.arch.embed_dropout}")
+
+
+def _check_sequences(run: Run, task: Any) -> None:
+    for split in task.splits:
+        key = "num_train" if split == "train" else "num_test"
+        asked, most = getattr(run.train, key), task.available(split)
+        if most is not None and asked > most:
+            raise ValueError(
+                f"train.{key}={asked}, but split {split!r} of task {run.task['name']!r} has {most} sequences of "
+                f"{task.input_length} tokens; expected {most} at most"
+            )
 
 
 def _device(device: str) -> str:

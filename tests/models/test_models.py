@@ -75,6 +75,18 @@ def test_cost_adds_up():
     assert got.params == weights + 2 * 16 * 128 + 5 * 128
     tied = models.build("attention-swiglu*2", 128, 16, 128, tied_embeddings=True)
     assert got.params - models.cost(tied, 100).params == 16 * 128
+    assert got.params_nonembedding == got.params_active == got.params - 16 * 128 and got.seq_len == 100
+    assert models.cost(tied, 100).params_nonembedding == got.params_nonembedding  # the table is the output weights, too
+    placed = models.cost(models.build("attention-swiglu*2", 128, 16, 128, positions=True), 100)
+    assert placed.params_nonembedding == got.params_nonembedding
+
+
+def test_a_token_uses_its_own_experts():
+    for spec, experts in (("moe", 8 * 3 * 32 * 16), ("hyena_experts", 8 * (32 + 1) * 3 * 4)):
+        dense = models.cost(models.build([{"name": spec, "top_k": 8}], 32, 11, 20), 20)
+        sparse = models.cost(models.build(["mlp|mlp", {"name": spec, "top_k": 2}], 32, 11, 20), 20)
+        assert dense.params_active == dense.params_nonembedding
+        assert sparse.params_nonembedding - sparse.params_active == experts * 6 // 8
 
 
 @pytest.mark.parametrize(

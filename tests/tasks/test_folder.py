@@ -73,7 +73,7 @@ def test_bad_files(folder):
 
 def test_bad_requests(folder):
     task = tasks.build("folder", path=str(folder))
-    with pytest.raises(ValueError, match="31 sequences asked for, but .*train has 30"):
+    with pytest.raises(ValueError, match="31 sequences asked for, but split .train. .* has 30"):
         task.sample(31)
     with pytest.raises(ValueError, match="split of task 'folder': 'valid'.*expected one of: test, train"):
         task.sample(1, split="valid")

@@ -60,7 +60,10 @@ def test_a_record_says_what_ran():
     assert record.run_id == training.prepare(tiny()).id == training.prepare(training.prepare(tiny())).id
     assert record.config["task"]["power"] == 0.01 and record.config["train"]["precision"] == "fp32"
     assert record.config["arch"]["name"] == "base_conv-attention" and record.config["arch"]["max_length"] == 16
-    assert set(record.cost) == {"params", "flops", "state_size"} and min(record.cost.values()) > 0
+    model = {"params", "params_nonembedding", "params_active", "flops", "state_size", "seq_len"}
+    assert set(record.cost) == model | {"tokens", "unique_tokens", "flops_exact", "flops_6nd"}
+    assert min(record.cost.values()) > 0 and record.cost["tokens"] == 6 * 8 * 16
+    assert record.cost["unique_tokens"] == 32 * 16 and record.cost["flops_exact"] == 3 * 48 * record.cost["flops"]
     assert {"accuracy", "macro_accuracy", "loss", "train_loss", "best_accuracy", "valid_accuracy"} <= set(
         record.metrics
     )
