@@ -204,6 +204,6 @@ def test_a_stack_with_options_is_json_and_without_a_name_is_the_row(tmp_path):
 def test_rows_do_not_depend_on_the_order_of_arrival(tmp_path):
     for folder, seeds in (("a", range(5)), ("b", reversed(range(5)))):
         for seed in seeds:
-            Store(tmp_path / folder).write(make(seed))
+            Store(tmp_path / folder, "sweep").write(make(seed))
         Store(tmp_path / folder, "sweep").write_csv()
     assert (tmp_path / "a/results.csv").read_text() == (tmp_path / "b/results.csv").read_text()

@@ -10,6 +10,8 @@ from mad.engine.execute import Summary, execute
 from mad.engine.inline import Inline
 from mad.engine.local import Local
 from mad.engine.progress import Display, display
+from mad.engine.ray import Ray
+from mad.engine.slurm import Slurm
 
 __all__ = [
     "Display",
@@ -17,6 +19,8 @@ __all__ = [
     "Event",
     "Inline",
     "Local",
+    "Ray",
+    "Slurm",
     "Summary",
     "build",
     "display",

@@ -3,11 +3,14 @@
 An engine knows nothing of stores, and a run that fails is a record like any other, so a sweep outlives its runs.
 """
 
+import re
 import time
 import traceback
-from collections.abc import Callable, Generator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from mad.config import Run
@@ -18,6 +21,10 @@ registry = Registry("engine")
 names = registry.names
 
 Work = Callable[..., Record]  # work(run, on_progress=...), as training.train
+Claim = Callable[[Run], bool | None]  # True: it is ours; False: it is done elsewhere; None: it is under way elsewhere
+
+POLL = 0.5  # seconds between two looks at what is under way elsewhere
+NO_MEMORY = re.compile(r"out of memory|can't allocate memory|MemoryError|Cannot allocate memory|OutOfMemoryError")
 
 
 @dataclass(frozen=True)
@@ -35,42 +42,122 @@ class Engine:
     Args:
         work: what is done with a run, None: `training.train`. It must be importable by name where other processes
             do the work.
+        retries: how often a run is begun again whose worker died, ran out of memory or exceeded its time.
+        retry_on: names of exceptions after which it is begun again too, for instance [OSError].
     """
 
-    def __init__(self, work: Work | None = None):
-        self.work = work
+    claims = True  # False: its workers claim runs and write records themselves
+    folder: Path | None = None  # the sweep's, set by whoever has one
 
-    def run(self, runs: list[Run], *, on_event: Callable[[Event], None] | None = None) -> Generator[Record, None, None]:
+    def __init__(self, work: Work | None = None, *, retries: int = 1, retry_on: Iterable[str] = ()):
+        self.work = work
+        self.retries, self.retry_on = whole("retries", retries, 0), tuple(retry_on)
+
+    def run(
+        self, runs: list[Run], *, claim: Claim | None = None, on_event: Callable[[Event], None] | None = None
+    ) -> Generator[Record, None, None]:
         """Yield each run's record when it finishes, in whatever order.
 
         An exception in a run gives a record with status "failed" and the traceback. Leaving the iteration early, by
         Ctrl-C too, stops what is under way.
+
+        Args:
+            claim: asked before a run begins, where several processes share the work; None: all are ours.
         """
         raise NotImplementedError
+
+    @property
+    def checkpoints(self) -> Path | None:
+        """Where long runs keep their state."""
+        return None if self.folder is None else self.folder / "checkpoints"
+
+    def tries_again(self, record: Record) -> bool:
+        """Whether a run that ended like this is begun once more."""
+        if record.status != "failed" or record.attempts > self.retries:
+            return False
+        name = (record.last_error or "").partition(":")[0].rpartition(".")[2]
+        return record.failure != "exception" or name in self.retry_on
+
+
+class Pending:
+    """The runs still to begin, in order; those to be begun again come last."""
+
+    def __init__(self, runs: Iterable[Run], claim: Claim | None = None, clock: Callable[[], float] = time.monotonic):
+        self.runs, self.claim, self.clock = deque(runs), claim or (lambda run: True), clock
+        self.attempts: dict[str, int] = {}
+        self._again = -1.0  # when those under way elsewhere are looked at again
+
+    def __bool__(self) -> bool:
+        return bool(self.runs)
+
+    def next(self) -> Run | None:
+        """A run to begin; None: none for now."""
+        if self.clock() < self._again:
+            return None
+        for _ in range(len(self.runs)):
+            run = self.runs.popleft()
+            answer = self.claim(run)
+            if answer:
+                self.attempts[run.id] = self.attempts.get(run.id, 0) + 1
+                return run
+            if answer is None:
+                self.runs.append(run)
+        if self.runs:
+            self._again = self.clock() + POLL
+        return None
+
+    def retry(self, run: Run) -> None:
+        self.runs.append(run)
+        self._again = -1.0
 
 
 def build(name: str, work: Work | None = None, **options: Any) -> Engine:
     """The engine `name` with its options.
 
     Raises:
-        ValueError: the name, an option or its value is unknown.
+        ValueError: the name, an option or its value is unknown, or something it needs is not there.
     """
     return registry.build(name, work, **options)
 
 
-def attempt(work: Work | None, run: Run, on_progress: Callable[[dict[str, Any]], None]) -> Record:
+def whole(name: str, value: Any, low: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ValueError(f"engine.{name} must be a whole number of at least {low}, got {value!r}")
+    return value
+
+
+def workers_or_none(value: Any) -> int | None:
+    """A number of workers, or None for as many as there is room for."""
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError(f"engine.workers must be a whole number of at least 1, or null for all, got {value!r}")
+    return value
+
+
+def positive_or_none(name: str, value: Any) -> float | None:
+    """A positive number, or None for no limit."""
+    if value is not None and (not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0):
+        raise ValueError(f"engine.{name} must be a number above 0, or null for no limit, got {value!r}")
+    return value
+
+
+def attempt(
+    work: Work | None, run: Run, on_progress: Callable[[dict[str, Any]], None], checkpoints: Path | None = None
+) -> Record:
     """Do the work; an exception becomes the record of a failed run."""
     began, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     try:
-        if work is None:
-            from mad import training  # imports torch, which the front door's `--help` need not wait for
+        if work is not None:
+            return work(run, on_progress=on_progress)
+        from mad import training  # imports torch, which the front door's `--help` need not wait for
 
-            work = training.train
-        return work(run, on_progress=on_progress)
-    except Exception:
-        return failed(run, traceback.format_exc(), started=started, seconds=time.perf_counter() - began)
+        where = None if checkpoints is None else training.Checkpoints(checkpoints)
+        return training.train(run, on_progress=on_progress, checkpoints=where)
+    except Exception as error:
+        text = traceback.format_exc()
+        failure = "memory" if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)) else "exception"
+        return failed(run, text, failure, started=started, seconds=time.perf_counter() - began)
 
 
-def failed(run: Run, error: str, **fields: Any) -> Record:
-    """The record of a run that ended with `error`."""
-    return Record(run_id=run.id, status="failed", config=run.to_dict(), error=error, **fields)
+def failed(run: Run, error: str, failure: str, **fields: Any) -> Record:
+    """The record of a run that ended with `error`, in one of the ways `records.FAILURES`."""
+    return Record(run_id=run.id, status="failed", config=run.to_dict(), error=error, failure=failure, **fields)

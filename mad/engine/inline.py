@@ -1,9 +1,10 @@
 """One run after the other, in this process: for a debugger, a notebook, or a single run."""
 
+import time
 from collections.abc import Callable, Generator
 
 from mad.config import Run
-from mad.engine.base import Engine, Event, attempt, registry
+from mad.engine.base import POLL, Claim, Engine, Event, Pending, attempt, registry
 from mad.records import Record
 
 
@@ -11,8 +12,20 @@ from mad.records import Record
 class Inline(Engine):
     """One run after the other, in this process."""
 
-    def run(self, runs: list[Run], *, on_event: Callable[[Event], None] | None = None) -> Generator[Record, None, None]:
+    def run(
+        self, runs: list[Run], *, claim: Claim | None = None, on_event: Callable[[Event], None] | None = None
+    ) -> Generator[Record, None, None]:
         tell = on_event or (lambda event: None)
-        for run in runs:
+        pending = Pending(runs, claim)
+        while pending:
+            run = pending.next()
+            if run is None:
+                time.sleep(POLL)
+                continue
             tell(Event(0, run))
-            yield attempt(self.work, run, lambda progress, run=run: tell(Event(0, run, progress)))
+            record = attempt(self.work, run, lambda progress, run=run: tell(Event(0, run, progress)), self.checkpoints)
+            record.attempts = pending.attempts[run.id]
+            if self.tries_again(record):
+                pending.retry(run)
+            else:
+                yield record

@@ -2,22 +2,34 @@
 
 Every worker is a pebble pool of one process, so that it keeps its device, is replaced when it dies, and takes no
 other worker with it. Results come back through pebble; progress through a pipe that has one writer, for a process
-killed while it holds the lock of a shared queue would silence all the others.
+killed while it holds the lock of a shared queue would silence all the others. What happens in a worker is in
+`mad.engine.worker`.
 """
 
-import contextlib
 import multiprocessing
 import os
-import signal
+import tempfile
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from pebble import ProcessPool
 
 from mad.config import Run
-from mad.engine.base import Engine, Event, Work, attempt, failed, registry
+from mad.engine import worker as inside
+from mad.engine.base import (
+    Claim,
+    Engine,
+    Event,
+    Pending,
+    Work,
+    failed,
+    positive_or_none,
+    registry,
+    workers_or_none,
+)
 from mad.records import Record
 
 PRELOAD = ["mad.training"]  # imported once, in the server that workers are forked from
@@ -28,32 +40,47 @@ class Local(Engine):
     """Worker processes on this machine.
 
     Args:
-        work: see Engine.
+        work, retries, retry_on: see Engine.
         workers: processes; None: one per core, or on CUDA one per device (more share the devices in turn).
+        timeout: seconds a run may take; None: any.
+        memory: GB a worker on a CPU may allocate (Linux); None: what there is.
     """
 
-    def __init__(self, work: Work | None = None, *, workers: int | None = None):
-        super().__init__(work)
-        if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
-            raise ValueError(f"engine.workers must be a whole number of at least 1, or null for all, got {workers!r}")
-        self.workers = workers
+    def __init__(
+        self,
+        work: Work | None = None,
+        *,
+        workers: int | None = None,
+        timeout: float | None = None,
+        memory: float | None = None,
+        retries: int = 1,
+        retry_on: tuple[str, ...] = (),
+    ):
+        super().__init__(work, retries=retries, retry_on=retry_on)
+        self.workers = workers_or_none(workers)
+        self.timeout, self.memory = positive_or_none("timeout", timeout), positive_or_none("memory", memory)
+        if memory is not None and not inside.CAN_LIMIT_MEMORY:
+            raise ValueError("engine.memory needs Linux; expected null here")
 
-    def run(self, runs: list[Run], *, on_event: Callable[[Event], None] | None = None) -> Generator[Record, None, None]:
+    def run(
+        self, runs: list[Run], *, claim: Claim | None = None, on_event: Callable[[Event], None] | None = None
+    ) -> Generator[Record, None, None]:
         tell = on_event or (lambda event: None)
-        pending = list(reversed(runs))
+        pending = Pending(runs, claim)
         devices = cuda_devices() if any(run.device == "cuda" for run in runs) else []
         number = min(self.workers or len(devices) or cores(), len(runs))
         context = _context()
         woken, wake = context.Pipe(duplex=False)  # a finished future writes here, so that one `wait` sees everything
+        lifeline, held = context.Pipe(duplex=False)  # workers read the end of this process from it
         workers: list[_Worker] = []
         try:
             for index in range(number):
                 device = devices[index % len(devices)] if devices else None
-                workers.append(_Worker(index, context, self.work, device, wake))
+                workers.append(_Worker(index, context, self, device, wake, lifeline))
             while pending or any(worker.busy for worker in workers):
                 for worker in workers:
-                    if pending and not worker.busy:
-                        run = pending.pop()
+                    run = None if worker.busy else pending.next()
+                    if run is not None:
                         worker.start(run)
                         tell(Event(worker.index, run))
                 # the timeout is for Ctrl-C: a signal that comes just before the wait begins does not interrupt it
@@ -63,23 +90,37 @@ class Local(Engine):
                         if worker.run is not None:
                             tell(Event(worker.index, worker.run, progress))
                 if woken in ready:
-                    yield workers[woken.recv()].finish()
+                    worker = workers[woken.recv()]
+                    run = worker.run
+                    assert run is not None
+                    record = worker.finish()
+                    record.attempts = pending.attempts[run.id]
+                    if self.tries_again(record):
+                        pending.retry(run)
+                    else:
+                        yield record
         finally:
             for worker in workers:
                 worker.pool.stop()  # all at once, then wait for each
             for worker in workers:
                 worker.close()
-            woken.close()
-            wake.close()
+            for end in (woken, wake, lifeline, held):
+                end.close()
 
 
 class _Worker:
     """One process, or the next one in its place, and the run it has."""
 
-    def __init__(self, index: int, context: Any, work: Work | None, device: str | None, wake: Connection):
-        self.index, self.context, self.work, self.device, self.wake = index, context, work, device, wake
+    def __init__(
+        self, index: int, context: Any, engine: Local, device: str | None, wake: Connection, lifeline: Connection
+    ):
+        self.index, self.context, self.engine, self.device, self.wake = index, context, engine, device, wake
+        self.lifeline = lifeline
         self.run: Run | None = None
         self.future: Future | None = None
+        handle, name = tempfile.mkstemp(prefix="mad-trace-")
+        os.close(handle)
+        self.trace = Path(name)  # where a process that is about to be stopped, or crashes, leaves its traceback
         self._open()
 
     @property
@@ -90,7 +131,8 @@ class _Worker:
         if not self.pool.active:  # the process died between two runs
             self._reopen()
         self.run = run
-        self.future = self.pool.schedule(_execute, args=(run,))
+        self.killed_before = inside.out_of_memory_kills()
+        self.future = self.pool.schedule(inside.execute, args=(run, self.engine.timeout), timeout=self.engine.timeout)
         self.future.add_done_callback(lambda future: self.wake.send(self.index))
 
     def told(self) -> Iterator[dict[str, Any]]:
@@ -104,7 +146,7 @@ class _Worker:
         assert run is not None and future is not None
         self.run = self.future = None
         error = future.exception()
-        record = future.result() if error is None else failed(run, self._explain(error))
+        record = future.result() if error is None else self._lost(run, error)
         if not self.pool.active or (record.status == "failed" and self.device is not None):
             self._reopen()  # a CUDA error may leave a context in which every later run fails too
         return record
@@ -114,54 +156,26 @@ class _Worker:
         self.pool.join()
         self.progress.close()
         self._told.close()
+        self.trace.unlink(missing_ok=True)
 
     def _reopen(self) -> None:
         self.close()
+        self.trace.touch()
         self._open()
 
     def _open(self) -> None:
         self.progress, self._told = self.context.Pipe(duplex=False)
+        given = (self.engine.work, self.engine.checkpoints, self.device, self.engine.memory)
         self.pool = ProcessPool(
-            max_workers=1, context=self.context, initializer=_initialise, initargs=(self.work, self.device, self._told)
-        )
+            max_workers=1, context=self.context, initializer=inside.initialise,
+            initargs=(*given, self._told, self.lifeline, str(self.trace)),
+        )  # fmt: skip
 
-    def _explain(self, error: BaseException) -> str:
-        code = getattr(error, "exitcode", None)
-        if not isinstance(code, int):
-            return f"{type(error).__name__}: the worker process could not do the run: {error}"
-        with contextlib.suppress(ValueError):
-            killer = signal.Signals(-code).name
-            hint = "; the machine may be out of memory, try fewer engine.workers" if killer == "SIGKILL" else ""
-            return f"WorkerKilled: the worker process was ended by {killer}{hint}"
-        return f"WorkerKilled: the worker process exited with status {code}"
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# In the worker
-
-_work: Work | None = None
-_told: Connection | None = None
-
-
-def _initialise(work: Work | None, device: str | None, told: Connection) -> None:
-    """Once in each worker, before its first run."""
-    global _work, _told
-    _work, _told = work, told
-    if device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = device  # before CUDA starts
-    else:
-        import torch
-
-        torch.set_num_threads(1)  # data generation too: the other cores belong to the other workers
-
-
-def _execute(run: Run) -> Record:
-    assert _told is not None
-    return attempt(_work, run, _told.send)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The machine
+    def _lost(self, run: Run, error: BaseException) -> Record:
+        failure, reason = inside.explain(error, self.engine.timeout, self.killed_before)
+        trace = self.trace.read_text(errors="replace").strip()
+        self.trace.write_text("")
+        return failed(run, f"{trace}\n{reason}" if trace else reason, failure)
 
 
 def _context() -> Any:

@@ -35,6 +35,12 @@ class Display:
     def on_record(self, record: Record) -> None:
         """A run has finished."""
 
+    def on_elsewhere(self, run: Run) -> None:
+        """Another process, which shares the folder, has done a run."""
+
+    def on_trouble(self, message: str) -> None:
+        """Something is in the way; the sweep goes on."""
+
 
 def display(console: Console | None = None) -> Display:
     """The display that fits where standard output goes."""
@@ -48,6 +54,7 @@ class Plain(Display):
     def __init__(self, write: Callable[[str], None]):
         self.write = write
         self.total = self.finished = 0
+        self.told: set[str] = set()
 
     def begin(self, total: int, there: int) -> None:
         self.total = total
@@ -59,6 +66,14 @@ class Plain(Display):
         width = len(str(self.total))
         self.write(f"[{self.finished:{width}}/{self.total}] {record.status:8}  {describe(record)}")
 
+    def on_elsewhere(self, run: Run) -> None:
+        self.finished += 1
+
+    def on_trouble(self, message: str) -> None:
+        if message not in self.told:  # it may come again for each run, or each second
+            self.told.add(message)
+            self.write(message)
+
 
 class Lively(Display):
     """One line per worker; below them a bar over all runs, with the time that is left and the counts."""
@@ -67,7 +82,8 @@ class Lively(Display):
         self.console, self.clock = console, clock
         self.workers: dict[int, Event] = {}  # never changed in place: another thread draws it
         self.counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
-        self.total, self.began = 0, clock()
+        self.total, self.elsewhere, self.began = 0, 0, clock()
+        self.trouble = ""
         self.live = Live(get_renderable=self.render, console=console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> "Display":
@@ -92,13 +108,22 @@ class Lively(Display):
         if record.status == "failed":
             self.console.print(Text(f"failed  {describe(record)}", style=STYLES["failed"]))
 
+    def on_elsewhere(self, run: Run) -> None:
+        self.elsewhere += 1
+
+    def on_trouble(self, message: str) -> None:
+        if message != self.trouble:  # it may come again for each run, or each second
+            self.trouble = message
+            self.console.print(Text(message, style="yellow"))
+
     def render(self) -> Group:
         lines = Table.grid(padding=(0, 2))
         for worker, event in sorted(self.workers.items()):
             lines.add_row(Text(str(worker), style="dim"), label(event.run), *_progress(event.progress))
-        finished = sum(self.counts.values())
+        finished = sum(self.counts.values()) + self.elsewhere
         total = Table.grid(padding=(0, 2))
         counts = [Text(f"{count} {name}", style=STYLES[name]) for name, count in self.counts.items() if count]
+        counts += [Text(f"{self.elsewhere} elsewhere")] if self.elsewhere else []
         bar = ProgressBar(total=max(1, self.total), completed=finished, width=30)
         total.add_row(bar, f"{finished}/{self.total}", self._left(finished), *counts)
         return Group(lines, total)

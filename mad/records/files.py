@@ -4,6 +4,7 @@ JSON has no NaN: a float that is not finite is written as the string "NaN", "Inf
 the float, as the JSON form of protocol buffers does it.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -13,14 +14,15 @@ from typing import Any
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
-def replace(path: Path, text: str) -> None:
-    """Write `text` to `path` in one piece: a reader sees the old content or the new."""
+def replace(path: Path, content: str | bytes | memoryview) -> None:
+    """Write `content` to `path` in one piece: a reader sees the old content or the new."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise
 
 

@@ -8,6 +8,7 @@ from mad.registry import unknown
 
 SCHEMA = 1  # of a record and of a store; another number is another layout
 STATUSES = ("ok", "diverged", "failed")
+FAILURES = ("exception", "killed", "memory", "timeout")  # how a failed run failed
 DONE = ("ok", "diverged")  # not run again: a divergence is a result; a failure may be the machine's
 
 
@@ -30,6 +31,8 @@ class Record:
     steps: int = 0  # taken
     seconds: float = 0.0
     error: str | None = None  # the traceback of a failed run
+    failure: str | None = None  # of FAILURES
+    attempts: int = 1  # how often it was begun
     sweep: str | None = None
     started: str | None = None  # UTC, ISO 8601
     device: str | None = None  # "cpu" or the GPU's name

@@ -7,11 +7,15 @@ at most its own unfinished runs.
     results/<sweep>/store.json            schema version and sweep name
     results/<sweep>/runs/<run id>.json    one record each
     results/<sweep>/results.csv           one row a run, failed and diverged ones too
+    results/<sweep>/plans/<digest>.json   what a command meant to run, for `python -m mad.status`
+    results/<sweep>/claims/               who is running what; see `mad.records.claims`
 """
 
 import contextlib
+import hashlib
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +39,7 @@ class Store:
         sweep: the sweep's name, None: what the store says, or the folder's name.
 
     Raises:
-        ValueError: the folder is a file, or was written with another schema version.
+        ValueError: the folder is a file, was written with another schema version, or belongs to another sweep.
     """
 
     def __init__(self, folder: str | Path, sweep: str | None = None):
@@ -45,17 +49,62 @@ class Store:
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"results folder {str(folder)!r} is a file; expected a folder, or a name not yet taken")
         about = self._about()
+        if sweep is not None and about.get("sweep", sweep) != sweep:
+            raise ValueError(
+                f"results folder {str(folder)!r} holds the sweep {about['sweep']!r}, not {sweep!r}; choose another "
+                f"folder (results_dir=...), or go on with that sweep (name={about['sweep']})"
+            )
         self.sweep = sweep or about.get("sweep") or self.folder.resolve().name
         self._about_written, self._made = bool(about), False
 
     def write(self, record: Record) -> None:
         """Write one record, in place of an earlier one of the same run."""
+        self._make()
+        replace(self.runs / f"{record.run_id}.json", dumps(vars(record)))  # all of it plain: no need of a copy
+
+    def exists(self) -> bool:
+        """Whether a sweep has begun here."""
+        return self._about_written or self._made
+
+    def _make(self) -> None:
         if not self._made:
             self.runs.mkdir(parents=True, exist_ok=True)
             if not self._about_written:
                 replace(self.folder / "store.json", dumps({"schema": SCHEMA, "sweep": self.sweep}))
             self._made = True
-        replace(self.runs / f"{record.run_id}.json", dumps(vars(record)))  # all of it plain: no need of a copy
+
+    def plan(self, runs: Mapping[str, str]) -> None:
+        """Note what a command is about to do, run id -> what one calls it; `planned` has those of all commands.
+
+        Raises:
+            ValueError: the folder cannot be written to.
+        """
+        text = dumps(dict(sorted(runs.items())))
+        name = hashlib.sha256(text.encode()).hexdigest()[:16]
+        try:
+            self._make()
+            (self.folder / "plans").mkdir(exist_ok=True)
+            replace(self.folder / "plans" / f"{name}.json", text)
+        except OSError as error:
+            raise ValueError(
+                f"results folder {str(self.folder)!r} cannot be written to ({error}); choose another (results_dir=...)"
+            ) from error
+
+    def planned(self) -> dict[str, str]:
+        """All runs that were ever planned here."""
+        found: dict[str, str] = {}
+        for path in (self.folder / "plans").glob("*.json"):
+            with contextlib.suppress(OSError, ValueError):
+                found.update(loads(path.read_text(encoding="utf-8")))
+        return found
+
+    def stamp(self, run_id: str) -> tuple[int, int] | None:
+        """Tells one version of a run's record from another; None: there is none."""
+        try:
+            about = (self.runs / f"{run_id}.json").stat()
+        except OSError:
+            return None
+        return about.st_mtime_ns, about.st_ino
 
     def read(self, run_id: str) -> Record | None:
         """The record of a run; None if there is none, or none that can be read: that one is set aside.
@@ -109,7 +158,7 @@ class Store:
         path = self.folder / "store.json"
         try:
             about = loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         except ValueError as error:
             raise ValueError(f"{path} is not JSON ({error}); remove it, and it is written afresh") from error

@@ -69,7 +69,8 @@ def _parts(record: Record) -> list[dict[str, Any]]:
         },
         {"plugins": _text(record.config.get("plugins") or None), "device": record.device},
         {f"versions.{key}": value for key, value in record.versions.items()},
-        {"git_commit": record.git_commit, "started": record.started, "error": record.last_error},
+        {"git_commit": record.git_commit, "started": record.started},
+        {"failure": record.failure, "error": record.last_error},
     ]
 
 

@@ -4,7 +4,8 @@ record = training.train({"task": "mqar", "arch": {"stack": ["base_conv", "attent
 record.metrics["accuracy"]
 """
 
+from mad.training.checkpoint import Checkpoints
 from mad.training.loop import train
 from mad.training.prepare import prepare
 
-__all__ = ["prepare", "train"]
+__all__ = ["Checkpoints", "prepare", "train"]

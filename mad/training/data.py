@@ -92,6 +92,15 @@ class Batches:
         counts = (passes * self.plan.count(i) + self.plan[:rest].count(i) for i in range(len(self.parts)))
         return [self.batch_size * count for count in counts]
 
+    def state(self) -> dict[str, Any]:
+        return {"rows": self.rows, "taken": self.taken, "generator": self.generator.get_state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Back to what `state` gave."""
+        self.rows = [rows.to(part.inputs.device) for rows, part in zip(state["rows"], self.parts, strict=True)]
+        self.taken = state["taken"]
+        self.generator.set_state(state["generator"])
+
     def next(self) -> Examples:
         i = self.plan[self.taken % len(self.plan)]
         self.taken += 1

@@ -15,6 +15,7 @@ import torch
 from mad.config import Run
 from mad.records import Record
 from mad.training import budget, data, host
+from mad.training.checkpoint import Checkpoint, Checkpoints
 from mad.training.evaluate import evaluate, loss_of
 from mad.training.prepare import build_model, build_task, cost, prepare
 from mad.training.schedule import learning_rate
@@ -24,12 +25,15 @@ CURVE_POINTS = 50  # at most, in a record
 Progress = Callable[[dict[str, Any]], None]
 
 
-def train(run: Run | Mapping[str, Any], on_progress: Progress | None = None) -> Record:
+def train(
+    run: Run | Mapping[str, Any], on_progress: Progress | None = None, checkpoints: Checkpoints | None = None
+) -> Record:
     """Train one run.
 
     Args:
         run: a Run, or nested mappings with its keys.
         on_progress: called at every evaluation with {"step", "steps", "accuracy"}.
+        checkpoints: where a run that takes longer than a few minutes keeps its state, and goes on from; None: nowhere.
 
     Returns:
         Its record, with status "ok", or "diverged" where a loss was not finite. The same run on the same device gives
@@ -40,7 +44,7 @@ def train(run: Run | Mapping[str, Any], on_progress: Progress | None = None) -> 
     """
     run = prepare(run)
     with host.repeatable(run.seed, run.device, run.train.deterministic):
-        steps = _steps(run, on_progress)
+        steps = _steps(run, on_progress, Checkpoint(checkpoints, run.id))
         while True:
             try:
                 next(steps)
@@ -48,7 +52,7 @@ def train(run: Run | Mapping[str, Any], on_progress: Progress | None = None) -> 
                 return stop.value
 
 
-def _steps(run: Run, on_progress: Progress | None) -> Generator[None, None, Record]:
+def _steps(run: Run, on_progress: Progress | None, checkpoint: Checkpoint) -> Generator[None, None, Record]:
     """Queue the run's updates one by one; returns the record."""
     began, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     task, settings = build_task(run), run.train
@@ -67,8 +71,18 @@ def _steps(run: Run, on_progress: Progress | None) -> Generator[None, None, Reco
             scores = evaluate(model, parts, settings.batch_size, task.vocab_size)
         return scores | task.of_loss(scores["loss"])
 
-    status, step, curve, seen = "ok", 0, [], 0
+    status, step, curve, seen, before = "ok", 0, [], 0, 0.0
+    saved = checkpoint.load(run.device)
+    if saved is not None:
+        step, curve, seen, before = saved["step"], saved["curve"], saved["seen"], saved["seconds"]
+        model.load_state_dict(saved["model"])
+        update.load(saved["update"])
+        batches.load(saved["batches"])
     while step < steps:
+        if checkpoint.due():
+            state = {"model": model.state_dict(), "update": update.state(), "batches": batches.state()}
+            so_far = {"step": step, "curve": curve, "seen": seen, "seconds": before + time.perf_counter() - began}
+            checkpoint.save(run.device, state | so_far)
         update(batches.next(), learning_rate(run.optim, step, steps))
         step += 1
         if step % every and step < steps:
@@ -91,7 +105,7 @@ def _steps(run: Run, on_progress: Progress | None) -> Generator[None, None, Reco
         valid = measure(data.load(task, num_test, run.seed, "valid", run.device))
         names = ("accuracy", "macro_accuracy", "loss", *task.of_loss(0.0))
         metrics |= {f"valid_{name}": valid[name] for name in names}
-    return Record(
+    record = Record(
         run_id=run.id,
         status=status,
         config=run.to_dict(),
@@ -99,12 +113,14 @@ def _steps(run: Run, on_progress: Progress | None) -> Generator[None, None, Reco
         curve=_thin(curve),
         cost=vars(model_cost) | budget.spent(model_cost, model, batches),
         steps=step,
-        seconds=time.perf_counter() - began,
+        seconds=before + time.perf_counter() - began,
         started=started,
         device=host.device_name(run.device),
         git_commit=host.git_commit(),
         versions=host.versions(),
     )
+    checkpoint.remove()
+    return record
 
 
 class Update:
@@ -138,6 +154,16 @@ class Update:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimiser.step()
         self.loss += loss.detach()
+
+    def state(self) -> dict[str, Any]:
+        return {"optimiser": self.optimiser.state_dict(), "loss": self.loss}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Back to what `state` gave."""
+        self.optimiser.load_state_dict(state["optimiser"])
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.lr
+        self.loss.copy_(state["loss"])
 
     def mean_loss(self, steps: int) -> float:
         """The mean over the last `steps` updates; waits for the device."""

@@ -1,0 +1,70 @@
+"""The state of a run that takes long, kept so that a run which is interrupted goes on to the same curve.
+
+One file a run, written in one piece, no more often than every few minutes: tiny runs never write one. It is removed
+when the run has its record.
+"""
+
+import contextlib
+import io
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mad.records import replace
+
+MINUTES = 5.0
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where the checkpoints of a sweep are, and how many minutes lie between two of a run."""
+
+    folder: Path
+    minutes: float = MINUTES
+
+
+class Checkpoint:
+    """The checkpoint of one run; without a folder there is none."""
+
+    def __init__(self, where: Checkpoints | None, run_id: str):
+        self.path = None if where is None else Path(where.folder) / f"{run_id}.pt"
+        self.every = 0.0 if where is None else 60 * where.minutes
+        self._last = time.monotonic()
+
+    def load(self, device: str) -> dict[str, Any] | None:
+        """The state as it was saved, random numbers restored; None where there is none, or none that can be read."""
+        if self.path is None or not self.path.exists():
+            return None
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            torch.set_rng_state(state["rng"])
+            if device == "cuda":
+                torch.cuda.set_rng_state(state["cuda_rng"])
+        except Exception:  # cut off, or of another torch: the run begins afresh
+            self.remove()
+            return None
+        return state
+
+    def due(self) -> bool:
+        return self.path is not None and time.monotonic() - self._last >= self.every
+
+    def save(self, device: str, state: dict[str, Any]) -> None:
+        """Write the state and that of the random numbers; a full disk costs the checkpoint, not the run."""
+        assert self.path is not None
+        state = state | {"rng": torch.get_rng_state()}
+        if device == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state()
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            replace(self.path, buffer.getbuffer())
+        self._last = time.monotonic()
+
+    def remove(self) -> None:
+        if self.path is not None:
+            with contextlib.suppress(OSError):
+                self.path.unlink()

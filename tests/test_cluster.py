@@ -1,0 +1,137 @@
+"""Ray and SLURM engines: the same runs, the same records; Ray really runs here, SLURM's jobs as local processes."""
+
+import importlib.util
+import os
+import socket
+import time
+
+import pytest
+
+from mad import engine
+from mad.config import Run
+from mad.records import Claims, Record, Store
+
+HAVE = {name: importlib.util.find_spec(name) is not None for name in ("ray", "submitit")}
+
+
+def needs(name):
+    return pytest.mark.skipif(not HAVE[name], reason=f"{name} is not installed")
+
+
+def runs(number):
+    return [Run.of({"task": "mqar", "seed": seed, "device": "cpu"}) for seed in range(number)]
+
+
+def breaking(run, on_progress=None):
+    if run.seed == 1:
+        raise ValueError("seed 1 is bad")
+    if run.seed == 2:
+        os.kill(os.getpid(), 9)
+    if run.seed == 3:
+        time.sleep(600)
+    return Record(run.id, "ok", run.to_dict(), device=f"process {os.getpid()}")
+
+
+def check(store):
+    """Ten runs of `breaking`: each has its record, once, and those that broke say how."""
+    found = {record.config["seed"]: record for record in store.records()}
+    assert sorted(found) == list(range(10))
+    assert {seed: r.failure for seed, r in found.items() if r.failure} == {1: "exception", 2: "killed", 3: "timeout"}
+    assert all(found[seed].status == "ok" for seed in found if seed not in (1, 2, 3))
+    assert (found[1].attempts, found[2].attempts, found[3].attempts) == (1, 2, 2)
+    assert found[1].last_error == "ValueError: seed 1 is bad" and "WorkerKilled" in str(found[2].error)
+    assert not Claims(store.folder).all()
+    return found
+
+
+@needs("ray")
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_ray_loses_only_the_runs_that_are_at_fault(tmp_path):
+    store = Store(tmp_path, "mine")
+    summary = engine.execute(runs(10), store, engine.build("ray", breaking, workers=2, timeout=3.0))
+    found = check(store)
+    assert summary.counts == {"ok": 7, "diverged": 0, "failed": 3}
+    assert found[0].device != f"process {os.getpid()}"
+    assert len({record.device for record in found.values() if record.device}) < 7  # an actor is for many runs
+
+
+@needs("ray")
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_ray_trains(tmp_path):
+    from mad import training
+
+    given = {
+        "task": {"name": "mqar", "vocab_size": 32, "seq_len": 16, "num_kv": 2},
+        "arch": {"stack": "base_conv", "dim": 16},
+        "train": {"steps": 3, "batch_size": 8, "num_train": 16, "num_test": 8},
+        "device": "cpu",
+    }
+    run = training.prepare(given)
+    engine.execute([run], Store(tmp_path), engine.build("ray", workers=1))
+    (record,) = Store(tmp_path).records()
+    assert record.metrics == training.train(run).metrics
+
+
+@needs("submitit")
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # submitit's own: processes that it does not wait for
+def test_slurm_jobs_share_the_runs(tmp_path):
+    store = Store(tmp_path, "mine")
+    machine = engine.build("slurm", breaking, cluster="local", jobs=2, timeout=3.0)
+    summary = engine.execute(runs(10), store, machine)
+    check(store)
+    assert summary.counts == {"ok": 7, "diverged": 0, "failed": 3}
+    assert len(list((tmp_path / "slurm").glob("*_log.out"))) == 2  # two jobs, whatever the number of runs
+
+
+@needs("submitit")
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # submitit's own: processes that it does not wait for
+def test_jobs_that_end_without_their_runs_are_named(tmp_path):
+    store = Store(tmp_path, "mine")
+    engine.execute(runs(2), store, engine.build("slurm", not_there, cluster="local", jobs=1))
+    for record in store.records():
+        assert record.failure == "killed" and "jobs ended without this run; their logs are in" in str(record.error)
+
+
+class Unpicklable:
+    def __call__(self, run, on_progress=None):
+        raise AssertionError("never gets there")
+
+    def __reduce__(self):
+        return os._exit, (7,)  # the job ends as it reads its work
+
+
+not_there = Unpicklable()
+
+
+@needs("ray")
+def test_a_ray_that_does_not_answer_is_named(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        engine.build("ray", address=f"127.0.0.1:{port}")  # something answers
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    with pytest.raises(ValueError, match=rf"no Ray answers at '127.0.0.1:{port}' .*ray start --head"):
+        engine.build("ray")
+    with pytest.raises(ValueError, match="'nonsense' must be host:port"):
+        engine.build("ray", address="nonsense")
+    with pytest.raises(ValueError, match="engine.gpus must be a number above 0"):
+        engine.build("ray", gpus=0, address="local")
+
+
+@needs("submitit")
+def test_a_machine_without_slurm_is_named(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match="sbatch, which is not on the PATH here.*engine.cluster=local"):
+        engine.build("slurm")
+    with pytest.raises(ValueError, match="unknown engine.cluster 'locl' .did you mean 'local'"):
+        engine.build("slurm", cluster="locl")
+
+
+@pytest.mark.parametrize("name, extra", [("ray", "ray"), ("slurm", "slurm")])
+def test_what_is_not_installed_is_named(monkeypatch, name, extra):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
+    with pytest.raises(ValueError, match=rf"engine={name} needs .*pip install 'mad\[{extra}\]'"):
+        engine.build(name)

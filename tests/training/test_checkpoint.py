@@ -1,0 +1,70 @@
+"""A run that was interrupted goes on to the very record that it would have had."""
+
+import pytest
+import torch
+
+from mad import training
+from mad.training import Checkpoints, loop
+from mad.training.checkpoint import Checkpoint
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "corpus.txt").write_text(" ".join(f"{i * i % 97} {i % 13}" for i in range(4000)))
+    return training.prepare(
+        {
+            "task": {"name": "text", "path": str(tmp_path / "corpus.txt"), "seq_len": 16},
+            "arch": {"stack": "base_conv-mlp", "dim": 16, "embed_dropout": 0.2},  # dropout draws random numbers
+            "train": {"steps": 24, "batch_size": 8, "num_train": 50, "num_test": 8, "eval_every": 5},
+            "optim": {"lr": 1e-2},
+            "device": "cpu",
+        }
+    )
+
+
+def outcome(record):
+    return {key: value for key, value in record.to_dict().items() if key not in ("seconds", "started")}
+
+
+def interrupt_at(step):
+    def on_progress(progress):
+        if progress["step"] == step:
+            raise KeyboardInterrupt
+
+    return on_progress
+
+
+def test_it_goes_on_to_the_same_curve(run, tmp_path, monkeypatch):
+    want = training.train(run)
+    where = Checkpoints(tmp_path / "checkpoints", minutes=0)
+    for step in (5, 15):
+        with pytest.raises(KeyboardInterrupt):
+            training.train(run, interrupt_at(step), where)
+        saved = torch.load(where.folder / f"{run.id}.pt", weights_only=True)
+        assert saved["step"] == step - 1 and len(list(where.folder.iterdir())) == 1
+    trained, real = [], loop.Update.__call__
+    monkeypatch.setattr(loop.Update, "__call__", lambda self, *given: (trained.append(1), real(self, *given)))
+    record = training.train(run, checkpoints=where)
+    assert outcome(record) == outcome(want) and record.seconds > 0
+    assert len(trained) == 24 - 14  # not from the beginning
+    assert not list(where.folder.iterdir())
+
+
+def test_short_runs_write_none(run, tmp_path):
+    training.train(run, checkpoints=Checkpoints(tmp_path / "checkpoints"))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_one_that_cannot_be_read_is_begun_afresh(run, tmp_path):
+    where = Checkpoints(tmp_path / "checkpoints", minutes=60)
+    where.folder.mkdir()
+    (where.folder / f"{run.id}.pt").write_bytes(b"PK cut off")
+    assert outcome(training.train(run, checkpoints=where)) == outcome(training.train(run))
+    assert not list(where.folder.iterdir())
+
+
+def test_a_full_disk_costs_the_checkpoint_alone(run, tmp_path):
+    (tmp_path / "file").touch()
+    checkpoint = Checkpoint(Checkpoints(tmp_path / "file", minutes=0), run.id)
+    checkpoint.save("cpu", {"step": 1})  # a folder cannot be made there
+    assert checkpoint.load("cpu") is None
