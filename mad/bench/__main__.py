@@ -1,29 +1,27 @@
-"""`python -m mad.bench data | step`: what generating data and a training step cost on this machine."""
+"""`python -m mad.bench data | step | scaling | engine`: what things cost on this machine."""
 
+import importlib
 import sys
 
 from mad.registry import unknown
 
-USAGE = """usage: python -m mad.bench data | step [--help]
-
-data    seconds and memory to generate each setting of the protocols
-step    ms and GFLOP/s of a training step, for every layer"""
+BENCHMARKS = {
+    "data": "seconds and memory to generate each setting of the protocols",
+    "step": "ms and GFLOP/s of a training step, for every layer",
+    "scaling": "seconds to fit scaling laws",
+    "engine": "ms a run that engine and store cost, and whether two processes do each run once",
+}
 
 
 def main() -> None:
     name, rest = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
     if name in ("-h", "--help"):
-        print(USAGE)
-    elif name == "data":
-        from mad.bench import data
-
-        data.main(rest)
-    elif name == "step":
-        from mad.bench import step
-
-        step.main(rest)
+        print(f"usage: python -m mad.bench {' | '.join(BENCHMARKS)} [--help]\n")
+        print("\n".join(f"{key:10}{what}" for key, what in BENCHMARKS.items()))
+    elif name in BENCHMARKS:
+        importlib.import_module(f"mad.bench.{name}").main(rest)
     else:
-        sys.exit(str(unknown("benchmark", name, ("data", "step"))))
+        sys.exit(str(unknown("benchmark", name, BENCHMARKS)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,195 @@
+"""`python -m mad.scaling TABLE.csv`: every scaling law that a table of runs supports, as tables, JSON and figures."""
+
+import argparse
+import hashlib
+import json
+import math
+import shlex
+import sys
+import warnings
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import mad
+from mad.scaling.checks import ScalingWarning
+from mad.scaling.report import Group, Report, make, read_scores, to_json
+from mad.scaling.table import ALIASES, read
+
+LAWS = ("arch", "runs", "E", "A", "B", "alpha", "beta", "a (parametric)", "a (IsoFLOP)", "its bias", "hold-out error")
+WIDE = 160  # columns of text where the output is no terminal
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0, 2 for a mistake in the command or a table that holds no runs."""
+    given = sys.argv[1:] if arguments is None else arguments
+    options = _parser().parse_args(given)
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    try:
+        columns = _columns(options.columns)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            table = read(options.table, columns, options.group)
+            scores = read_scores(options.scores, options.score_column) if options.scores else None
+        _check(options)
+        report = make(table, scores=scores, at=options.at, bootstrap=options.bootstrap, seed=options.seed)
+        for warning in caught:
+            if issubclass(warning.category, ScalingWarning):
+                report.note("table", warning.category.__name__, str(warning.message))
+        folder = Path(options.out) if options.out else Path(options.table).absolute().parent / "scaling"
+        if not options.out and Path(options.table).is_dir():
+            folder = Path(options.table) / "scaling"
+        folder.mkdir(parents=True, exist_ok=True)
+        show(report, table, options.table, console)
+        files = write(report, table, options, folder, shlex.join(["python", "-m", "mad.scaling", *given]))
+    except (ValueError, OSError) as error:
+        print(f"mad.scaling: {error}", file=sys.stderr)
+        return 2
+    console.print(f"written to {folder}: {', '.join(files)}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    known = "; ".join(f"{name} ({', '.join(others)})" for name, others in ALIASES.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m mad.scaling",
+        description="Fit scaling laws to a table of runs, one row a run: compute-optimal (parametric, IsoFLOP, and the "
+        "envelope where rows are checkpoints), data-constrained, state-optimal; compare architectures; hold out the "
+        "largest budget. What the data cannot carry is refused, and said.",
+        epilog=f"Columns looked for, upper or lower case: {known}. Two of n, d and compute are enough: C = 6 n d.",
+    )
+    parser.add_argument("table", metavar="TABLE", help="a CSV file, or a results folder with results.csv")
+    parser.add_argument("--columns", nargs="+", default=[], metavar="NAME=COLUMN", help="what the table calls a column")
+    parser.add_argument("--group", metavar="COLUMN", help="the column that tells architectures apart (arch)")
+    parser.add_argument("--out", metavar="DIR", help="where to write (default: scaling/ beside the table)")
+    parser.add_argument("--at", type=float, metavar="FLOPS", help="compare here (default: the largest common budget)")
+    parser.add_argument("--scores", metavar="FILE", help="a table of MAD scores: do they predict the perplexity?")
+    parser.add_argument("--score-column", metavar="COLUMN", help="its column (mean)")
+    parser.add_argument("--bootstrap", type=int, metavar="N", help="resamples (1000, for large tables fewer; 0: none)")
+    parser.add_argument("--seed", type=int, default=0, help="of the resampling (0)")
+    parser.add_argument("--no-figures", action="store_true", help="write fits.json alone")
+    return parser
+
+
+def _columns(pairs: list[str]) -> dict[str, str]:
+    columns = {}
+    for pair in pairs:
+        name, equals, column = pair.partition("=")
+        if not (name and equals and column):
+            raise ValueError(f"--columns takes NAME=COLUMN, as n=params, got {pair!r}")
+        columns[name] = column
+    return columns
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.at is not None and not 0 < options.at < math.inf:
+        raise ValueError(f"--at must be a positive number of FLOPs, got {options.at}")
+    if options.bootstrap is not None and options.bootstrap < 0:
+        raise ValueError(f"--bootstrap must be at least 0, got {options.bootstrap}")
+    if options.seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {options.seed}")
+
+
+def show(report: Report, table: Any, source: str, console: Console) -> None:
+    """Print the report: a row an architecture, then what goes across them, then every refusal and warning."""
+    origin = ", ".join(f"{k} = {v}" for k, v in table.attrs["columns"].items() if v not in (k, "derived"))
+    console.print(
+        f"{source}: {_count(len(table), 'run')} of {_count(len(report.groups), 'architecture')}"
+        f"{'; ' if origin else ''}{origin}",
+        soft_wrap=True, highlight=False,
+    )  # fmt: skip
+    laws = Table(title="L = E + A / N^alpha + B / D^beta,   N* ~ C^a,   D* ~ C^b;   [95 %]")
+    for head in LAWS:
+        laws.add_column(head, justify="left" if head == "arch" else "right")
+    for group in report.groups.values():
+        laws.add_row(*_row(group))
+    console.print(laws)
+    best = Table(title=f"Compute-optimal at {report.compute:.3g} FLOPs")
+    heads = ["arch", "loss", "perplexity", "N*", "D*", "tokens per parameter"]
+    for head in [*heads, "the best one's loss needs"] if report.comparisons else heads:
+        best.add_column(head, justify="left" if head == "arch" else "right")
+    against = {c.b: c for c in report.comparisons}
+    for group in sorted((g for g in report.groups.values() if g.parametric), key=lambda g: g.arch in against):
+        best.add_row(*_optimum(group, report.compute, against.get(group.arch)))
+    if best.rows:
+        console.print(best)
+    for group in report.groups.values():
+        if group.constrained:
+            (low_d, high_d), (low_n, high_n) = (group.constrained.plausible()[key] for key in ("rd", "rn"))
+            console.print(
+                f"repeated tokens, {group.arch}: R_D* = {group.constrained.rd:.3g}, R_N* = {group.constrained.rn:.3g}; "
+                f"within 5 % of the best objective {low_d:.3g} to {high_d:.3g} and {low_n:.3g} to {high_n:.3g}",
+                highlight=False,
+            )
+    if report.state:
+        (low, high), p = report.state.interval, report.state.p
+        test = "" if math.isnan(p) else f"; a slope for each class instead: F test p = {p:.2g}"
+        console.print(f"state-optimal: P* ~ M^{report.state.slope:.3f} [{low:.3f}, {high:.3f}]{test}", highlight=False)
+    if report.scores and report.scores.correlation:
+        found = report.scores.correlation
+        interval = found.refused or "interval [{:.2f}, {:.2f}]".format(*(found.interval or ()))
+        console.print(
+            f"scores against perplexity: Spearman {found.spearman:.3f} (p = {found.spearman_p:.3g}), Kendall "
+            f"{found.kendall:.3f} (p = {found.kendall_p:.3g}); {interval}",
+            highlight=False,
+        )
+    for note in report.notes:
+        console.print(f"[yellow]{note.kind}[/] ({note.where}): {note.message}", soft_wrap=True, highlight=False)
+
+
+def _row(group: Group) -> list[str]:
+    law, profiles, held = group.parametric, group.isoflop, group.holdout
+    cells = [group.arch, str(len(group.runs))]
+    cells += [f"{v:.4g}" for v in (law.E, law.A, law.B, law.alpha, law.beta)] if law else ["refused", *[""] * 4]
+    for fit in (law, profiles):
+        cells.append(f"{fit.a:.3f}{_interval(fit.intervals.get('a'))}" if fit else "refused")
+    cells.append(f"{profiles.bias['a']:+.3f}" if profiles and profiles.bias else "")
+    return [*cells, f"{100 * held.rmse:.2f} %" if held else "refused"]
+
+
+def _optimum(group: Group, compute: float, against: Any) -> list[str]:
+    assert group.parametric
+    best = group.parametric.optimum(compute, group.per_token)
+    cells = [group.arch, f"{best.loss:.4f}", f"{math.exp(best.loss):.3f}", f"{best.n:.3g}", f"{best.d:.3g}"]
+    needs = [f"{against.multiplier:.3g} times the compute{_interval(against.multiplier_interval)}"] if against else []
+    return [*cells, f"{best.d / best.n:.1f}", *needs]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    return "" if ends is None or math.isnan(ends[0]) else f" \\[{ends[0]:.3g}, {ends[1]:.3g}]"
+
+
+def write(report: Report, table: Any, options: argparse.Namespace, folder: Path, command: str) -> list[str]:
+    """fits.json with where it is from, and each figure as PNG and PDF; the names of the files."""
+    source = Path(options.table)
+    source = source / "results.csv" if source.is_dir() else source
+    about = {
+        "command": command,
+        "table": {"sha256": hashlib.sha256(source.read_bytes()).hexdigest(), "rows": len(table)},
+        "columns": table.attrs["columns"],
+        "mad": mad.__version__,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    text = json.dumps(about | to_json(report), indent=1, allow_nan=False)
+    (folder / "fits.json").write_text(text + "\n", encoding="utf-8")
+    names = ["fits.json"]
+    if options.no_figures:
+        return names
+    from mad.scaling.figures import draw  # matplotlib takes its time
+
+    for name, figure in draw(report):
+        for kind in ("png", "pdf"):
+            figure.savefig(folder / f"{name}.{kind}")
+        names.append(f"{name}.png and .pdf")
+    return names
+
+
+if __name__ == "__main__":
+    sys.exit(main())

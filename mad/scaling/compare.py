@@ -1,0 +1,143 @@
+"""Is one architecture better than another at a budget, by how much compute, and does a law predict what comes next?"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mad.scaling.checks import Extrapolation, ScalingWarning, TooFewBudgets, warn
+from mad.scaling.isoflop import BUDGETS, SAME_BUDGET, budgets, vertex
+from mad.scaling.parametric import ParametricFit, fit_parametric, optimum
+from mad.scaling.table import Frame, clusters, part, standard
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Architecture a against b, each at its compute-optimal size for the same budget.
+
+    Attributes:
+        a, b, compute: what was compared.
+        loss_a, loss_b: by their parametric laws.
+        difference: loss_a - loss_b, negative where a is better; `difference_interval` is 95 % of the joint bootstrap.
+        multiplier: the compute that b needs for a's loss, over a's; above 1 where a is better, infinite where b never
+            gets there. `multiplier_interval`: 95 %.
+        extrapolated: how many times the budget exceeds the largest at which both were trained; 1 where it does not.
+    """
+
+    a: str
+    b: str
+    compute: float
+    loss_a: float
+    loss_b: float
+    difference: float
+    difference_interval: tuple[float, float]
+    multiplier: float
+    multiplier_interval: tuple[float, float]
+    extrapolated: float
+
+
+def compare(
+    table: Frame, a: str, b: str, at_compute: float, *, bootstrap: int = 1000, seed: int = 0
+) -> Comparison:  # fmt: skip
+    """Compare two architectures at a budget.
+
+    Args:
+        table: a row a run, columns as in `mad.scaling.table`.
+        a, b: two values of its `arch`.
+        at_compute: training FLOPs.
+        bootstrap: resamples, of the runs of both.
+
+    Raises:
+        ValueError: no runs of a or b, or a budget that is not positive. Refused: too few runs for a law.
+    """
+    if not 0 < at_compute < np.inf:
+        raise ValueError(f"at_compute must be positive and finite, got {at_compute}")
+    runs = standard(table)
+    fits, per_token, largest = [], [], []
+    for k, name in enumerate((a, b)):
+        rows = part(runs, name)
+        options: Any = {"bootstrap": bootstrap, "cluster": clusters(rows), "seed": 2 * seed + k}  # a stream for each
+        fits.append(fit_parametric(rows["n"], rows["d"], rows["loss"], **options))
+        per_token.append(float(np.median(rows["compute"] / (rows["n"] * rows["d"]))))
+        largest.append(rows["compute"].max())
+    beyond = max(1.0, at_compute / min(largest))
+    if beyond > 1:
+        warn(
+            Extrapolation, f"{at_compute:.3g} FLOPs is {beyond:.3g} times the largest budget at which both were trained"
+        )
+    best = [np.array([list(fit.parameters.values())]) for fit in fits]
+    difference, multiplier, losses = _measure(best, per_token, at_compute)
+    intervals = [(np.nan, np.nan)] * 2
+    if bootstrap:
+        drawn = _measure([fit.samples for fit in fits], per_token, at_compute)[:2]
+        intervals = [tuple(np.percentile(values, [2.5, 97.5], method="nearest").tolist()) for values in drawn]
+    return Comparison(
+        a, b, float(at_compute), float(losses[0][0]), float(losses[1][0]), float(difference[0]), intervals[0],
+        float(multiplier[0]), intervals[1], beyond,
+    )  # fmt: skip
+
+
+def _measure(parameters: list[np.ndarray], per_token: list[float], compute: float) -> tuple[Any, Any, list]:
+    """Difference and multiplier of each pair of rows of two sets of parameters (S, 5)."""
+    loss_a, loss_b = (optimum(p, compute, k).loss for p, k in zip(parameters, per_token, strict=True))
+    # the optimum's loss is E + c C^-(alpha beta / (alpha + beta)): solved for C where b reaches a's loss
+    b = parameters[1]
+    slope = b[:, 3] * b[:, 4] / (b[:, 3] + b[:, 4])
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        ratio = (loss_b - b[:, 2]) / (loss_a - b[:, 2])
+        multiplier = np.where(loss_a > b[:, 2], ratio ** (1 / slope), np.inf)
+    return loss_a - loss_b, multiplier, [loss_a, loss_b]
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """What a law fitted without the largest budget says about it.
+
+    Attributes:
+        compute: the budget held out.
+        fit: the law of the others.
+        errors: ln predicted - ln observed of each run held out.
+        rmse: their root mean square.
+        bias: their mean.
+        rmse_within: the same root mean square of the runs that were fitted, to compare with.
+        n_predicted, n_observed: N* of that budget by the law, and at its own vertex (NaN where it has none).
+    """
+
+    compute: float
+    fit: ParametricFit
+    errors: np.ndarray
+    rmse: float
+    bias: float
+    rmse_within: float
+    n_predicted: float
+    n_observed: float
+
+
+def holdout(table: Frame, *, same_budget: float = SAME_BUDGET) -> Holdout:
+    """Fit one architecture's runs without the largest budget, and predict it.
+
+    Raises:
+        TooFewBudgets: fewer than three. ValueError: the table holds several architectures.
+    """
+    runs = standard(table)
+    if runs["arch"].nunique() > 1:
+        names = ", ".join(sorted(runs["arch"].unique()))
+        raise ValueError(f"holdout takes the runs of one architecture, got {names}; choose by table[table.arch == ...]")
+    compute, n, d, loss = (runs[key].to_numpy() for key in ("compute", "n", "d", "loss"))
+    groups = budgets(compute, same_budget)
+    if len(groups) < BUDGETS:
+        raise TooFewBudgets(f"holding out the largest budget needs at least {BUDGETS} budgets, got {len(groups)}")
+    rest, last = np.concatenate(groups[:-1]), groups[-1]
+    cluster = clusters(runs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ScalingWarning)  # said of the whole table already
+        fit = fit_parametric(n[rest], d[rest], loss[rest], cluster=None if cluster is None else cluster.iloc[rest])
+    errors = np.log(fit.predict(n[last], d[last]) / loss[last])
+    found = vertex(compute, n, d, loss, last)
+    per_token = float(np.median(compute / (n * d)))
+    return Holdout(
+        found.compute, fit, errors, float(np.sqrt((errors**2).mean())), float(errors.mean()),
+        float(np.sqrt((fit.residuals**2).mean())), fit.optimum(found.compute, per_token).n,
+        np.nan if found.reason else found.n,
+    )  # fmt: skip

@@ -1,0 +1,131 @@
+"""The envelope of training curves (Hoffmann et al. 2022, arXiv 2203.15556, approach 1): the best run by compute."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mad.scaling.checks import TooFewRuns, positive, resamples
+from mad.scaling.power import PowerLaw, fit_power_law
+from mad.scaling.table import Frame
+
+RUNS = 3  # at least
+
+
+@dataclass(frozen=True)
+class EnvelopeFit:
+    """N* and D* of the runs that are best at each compute.
+
+    Attributes:
+        compute, n, d, loss: the envelope, at budgets evenly spaced in the logarithm.
+        n_law, d_law: power laws through it, with the intervals of a bootstrap over runs, if any.
+        span: first and last compute; the exponents depend on it.
+        winners: how many runs the envelope consists of. Its points are not independent, these are.
+    """
+
+    compute: np.ndarray
+    n: np.ndarray
+    d: np.ndarray
+    loss: np.ndarray
+    n_law: PowerLaw
+    d_law: PowerLaw
+    span: tuple[float, float]
+    winners: int
+
+    @property
+    def a(self) -> float:
+        return self.n_law.exponent
+
+    @property
+    def b(self) -> float:
+        return self.d_law.exponent
+
+
+def fit_envelope(
+    curves: Frame,
+    *,
+    span: tuple[float, float] | None = None,
+    budgets: int = 1500,
+    smooth: float = 0.0,
+    bootstrap: int = 0,
+    seed: int = 0,
+) -> EnvelopeFit:
+    """Fit the envelope of training curves.
+
+    Args:
+        curves: a row a checkpoint; columns run, n, d, loss, and compute (6 n d where there is none).
+        span: compute to use; None: from where three runs are there to where two are.
+        budgets: points of the envelope.
+        smooth: width (standard deviation, in checkpoints) of a Gaussian over each curve's loss; 0: none.
+        bootstrap: resamples of the runs.
+
+    Raises:
+        TooFewRuns: fewer than three runs, or fewer than two that win. ValueError: a column is missing, or the span is
+            empty.
+    """
+    resamples(bootstrap)
+    for column in ("run", "n", "d", "loss"):
+        if column not in curves:
+            raise ValueError(f"curves need the columns run, n, d and loss, got {', '.join(map(str, curves))}")
+    n, d, loss = positive(n=curves["n"], d=curves["d"], loss=curves["loss"])
+    compute = positive(compute=curves["compute"])[0] if "compute" in curves else 6 * n * d
+    run = np.unique(curves["run"].astype(str), return_inverse=True)[1]
+    names = np.arange(run.max() + 1)
+    if len(names) < RUNS:
+        raise TooFewRuns(f"an envelope needs at least {RUNS} runs, got {len(names)}")
+    log_c = np.log(compute)
+    first, last = (np.array([f(log_c[run == r]) for r in names]) for f in (np.min, np.max))
+    low, high = np.log(span) if span else (np.sort(first)[RUNS - 1], np.sort(last)[-2])
+    if not low < high:
+        raise ValueError(f"the span from {np.exp(low):.3g} to {np.exp(high):.3g} FLOPs is empty")
+    grid = np.linspace(low, high, budgets)
+    losses, tokens = np.full((2, len(names), budgets), np.inf)
+    for r in names:
+        rows = np.flatnonzero(run == r)
+        rows = rows[np.argsort(log_c[rows], kind="stable")]
+        curve = _smooth(np.log(loss[rows]), smooth)
+        losses[r] = np.interp(grid, log_c[rows], curve, left=np.inf, right=np.inf)
+        tokens[r] = np.interp(grid, log_c[rows], np.log(d[rows]))
+    size = np.array([np.log(n[run == r]).mean() for r in names])
+
+    def laws(kept: np.ndarray):
+        winner = kept[np.argmin(losses[kept], 0)]
+        there = np.isfinite(losses[winner, np.arange(budgets)])
+        return winner, there, size[winner], tokens[winner, np.arange(budgets)]
+
+    winner, there, best_n, best_d = laws(names)
+    if not there.any():
+        raise TooFewRuns(f"no run was trained for {np.exp(low):.3g} to {np.exp(high):.3g} FLOPs")
+    if len(np.unique(winner[there])) < 2:
+        raise TooFewRuns("one run is the best at every compute: there is no envelope to fit")
+    rng, slopes = np.random.default_rng(seed), []
+    for _ in range(bootstrap):
+        w, ok, log_n, log_d = laws(np.unique(rng.integers(len(names), size=len(names))))
+        if len(np.unique(w[ok])) >= 2:
+            slopes.append(np.polyfit(grid[ok], np.stack([log_n[ok], log_d[ok]], 1), 1)[0])
+    x = np.exp(grid[there])
+    n_law, d_law = (
+        _with_interval(fit_power_law(x, np.exp(y[there])), [s[i] for s in slopes])
+        for i, y in enumerate((best_n, best_d))
+    )
+    best = np.exp(losses[winner, np.arange(budgets)][there])
+    return EnvelopeFit(
+        x, np.exp(best_n[there]), np.exp(best_d[there]), best, n_law, d_law,
+        (float(x[0]), float(x[-1])), len(np.unique(winner[there])),
+    )  # fmt: skip
+
+
+def _with_interval(law: PowerLaw, exponents: list[float]) -> PowerLaw:
+    """Student's interval takes 1500 points for independent: without a bootstrap there is none."""
+    if len(exponents) < 2:
+        return PowerLaw(**{**vars(law), "standard_error": np.nan, "interval": (np.nan, np.nan)})
+    low, high = np.percentile(exponents, [2.5, 97.5]).tolist()
+    return PowerLaw(**{**vars(law), "standard_error": float(np.std(exponents, ddof=1)), "interval": (low, high)})
+
+
+def _smooth(values: np.ndarray, width: float) -> np.ndarray:
+    if width <= 0:
+        return values
+    reach = min(int(4 * width) + 1, len(values) - 1)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
+    total, weight = (np.convolve(v, kernel)[reach : reach + len(values)] for v in (values, np.ones_like(values)))
+    return total / weight

@@ -1,0 +1,259 @@
+"""All that a table of runs supports: every fit for every architecture, or the reason why it is refused.
+
+    report = make(read("results/isoflop"))
+    report.groups["hyena"].parametric, report.state, report.comparisons, report.notes
+
+Nothing here fails for want of data: a refusal or a warning becomes a note that says where and why.
+"""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from mad.registry import nearest
+from mad.scaling.checks import Disagreement, Refused, ScalingWarning, TooFewRuns
+from mad.scaling.compare import Comparison, Holdout, compare, holdout
+from mad.scaling.constrained import DataConstrainedFit, fit_data_constrained
+from mad.scaling.envelope import EnvelopeFit, fit_envelope
+from mad.scaling.isoflop import IsoflopFit, fit_isoflop
+from mad.scaling.parametric import NAMES, ParametricFit, fit_parametric
+from mad.scaling.rank import RankCorrelation, rank_correlation
+from mad.scaling.state import StateOptimalFit, fit_state_optimal
+from mad.scaling.table import ALIASES, Frame, clusters
+
+SCORES = ("mean", "score", "mad_score", "mad_mean_acc", "accuracy")  # columns that hold one, the first there is
+REPEATED = 1.01  # tokens trained on over those that differ: from here a run has seen some twice
+RESAMPLED_ROWS = 2_000_000  # of all resamples together: larger tables get fewer of them
+FEWEST_RESAMPLES = 100
+LEFT_OUT = {"samples", "runs", "residuals"}  # of the JSON: as long as the table, or longer
+POINTS = {"compute", "n", "d", "loss"}  # of an envelope, 1500 of each
+
+
+class Note(NamedTuple):
+    """A refusal or a warning: which fit of which architecture, the type's name, and what it says."""
+
+    where: str
+    kind: str
+    message: str
+
+
+@dataclass
+class Group:
+    """One architecture's rows, and the fits that they carried; None where they did not."""
+
+    arch: str
+    runs: Frame
+    per_token: float  # training FLOPs of a parameter on a token; 6 by definition where compute was derived
+    parametric: ParametricFit | None = None
+    isoflop: IsoflopFit | None = None
+    holdout: Holdout | None = None
+    envelope: EnvelopeFit | None = None
+    constrained: DataConstrainedFit | None = None
+
+    @property
+    def final(self) -> Frame:
+        """A row a run: the last one where rows are checkpoints."""
+        if clusters(self.runs) is None:
+            return self.runs
+        return self.runs.loc[self.runs.groupby("run")["d"].idxmax()].sort_index()
+
+
+@dataclass
+class Scores:
+    """Scores of architectures beside their compute-optimal perplexity at one budget, and how their ranks agree."""
+
+    points: Frame  # arch, score, perplexity
+    compute: float
+    correlation: RankCorrelation | None = None
+
+
+@dataclass
+class Report:
+    """What `make` found. `compute` is the budget of the comparisons: the largest at which all architectures ran."""
+
+    groups: dict[str, Group]
+    compute: float
+    state: StateOptimalFit | None = None
+    comparisons: list[Comparison] = field(default_factory=list)
+    scores: Scores | None = None
+    notes: list[Note] = field(default_factory=list)
+
+    def attempt(self, where: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """The function's result, or None where the data refuse it; what it warns of becomes notes."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                result = function(*args, **options)
+            except Refused as refusal:
+                self.note(where, type(refusal).__name__, str(refusal))
+                result = None
+        for warning in caught:
+            if issubclass(warning.category, ScalingWarning):
+                self.note(where, warning.category.__name__, str(warning.message))
+            else:
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        return result
+
+    def note(self, where: str, kind: str, message: str) -> None:
+        if (kind, message) not in {(note.kind, note.message) for note in self.notes}:
+            self.notes.append(Note(where, kind, message))
+
+
+def make(
+    table: Frame, *, scores: Frame | None = None, at: float | None = None, bootstrap: int | None = None, seed: int = 0
+) -> Report:
+    """Fit all that a table supports.
+
+    Args:
+        table: as `mad.scaling.read` gives it.
+        scores: arch and score, as `read_scores` gives them: do they predict the perplexity?
+        at: training FLOPs at which architectures are compared; None: the largest budget that all of them reached.
+        bootstrap: resamples; None: 1000, fewer for large tables.
+    """
+    if bootstrap is None:
+        bootstrap = min(1000, max(FEWEST_RESAMPLES, RESAMPLED_ROWS // len(table)))
+    groups = {
+        str(arch): Group(str(arch), runs, float(np.median(runs["compute"] / (runs["n"] * runs["d"]))))
+        for arch, runs in table.groupby("arch", sort=True)
+    }
+    report = Report(
+        groups, at if at is not None else float(min(group.runs["compute"].max() for group in groups.values()))
+    )
+    for group in groups.values():
+        _fit(report, group, bootstrap, seed)
+    final = pd.concat([group.final for group in groups.values()])
+    if "state_size" in final:
+        report.state = report.attempt("state", fit_state_optimal, final, bootstrap=bootstrap, seed=seed)
+    lawful = [group for group in groups.values() if group.parametric]
+    lawful.sort(key=lambda group: _loss(group, report.compute))
+    for other in lawful[1:]:
+        best = lawful[0].arch
+        found = report.attempt(
+            f"{best} against {other.arch}", compare, table, best, other.arch, report.compute, bootstrap=bootstrap,
+            seed=seed,
+        )  # fmt: skip
+        report.comparisons += [found] if found else []
+    if scores is not None:
+        report.scores = _correlate(report, lawful, scores)
+    return report
+
+
+def _fit(report: Report, group: Group, bootstrap: int, seed: int) -> None:
+    runs, final, arch = group.runs, group.final, group.arch
+    options: dict[str, Any] = {"bootstrap": bootstrap, "seed": seed}
+    n, d, loss = (runs[key].to_numpy() for key in ("n", "d", "loss"))
+    cluster = clusters(runs)
+    group.parametric = report.attempt(f"{arch}, parametric", fit_parametric, n, d, loss, cluster=cluster, **options)
+    columns = [final[key].to_numpy() for key in ("compute", "n", "d", "loss")]
+    group.isoflop = report.attempt(f"{arch}, IsoFLOP", fit_isoflop, *columns, **options)
+    group.holdout = report.attempt(f"{arch}, hold-out", holdout, runs)
+    if cluster is not None:
+        group.envelope = report.attempt(f"{arch}, envelope", fit_envelope, runs, bootstrap=bootstrap, seed=seed)
+    if "unique" in runs:
+        repeated = (d > REPEATED * runs["unique"]).to_numpy()
+        if repeated.any():
+            group.constrained = report.attempt(f"{arch}, data-constrained", _constrained, runs, repeated)
+    if group.isoflop and group.parametric and group.parametric.intervals:
+        one, other = group.parametric.intervals["a"], group.isoflop.intervals["a"]
+        if one[1] < other[0] or other[1] < one[0]:
+            report.note(
+                f"{arch}, exponents", Disagreement.__name__,
+                f"the exponent of N* is {one[0]:.3f} to {one[1]:.3f} by the parametric law, {other[0]:.3f} to "
+                f"{other[1]:.3f} by IsoFLOP profiles: at least one of them does not describe these runs",
+            )  # fmt: skip
+
+
+def _constrained(runs: Frame, repeated: np.ndarray) -> DataConstrainedFit:
+    """The worth of repetition, upon the law of the runs that repeat nothing."""
+    rest = runs[~repeated]
+    most = float((runs["d"] / runs["unique"]).max())
+    if repeated.sum() < 3 or len(rest) < 2 * len(NAMES):
+        raise TooFewRuns(
+            f"{repeated.sum()} of {len(runs)} runs saw tokens more than once (up to {most:.2f} times), which the other "
+            "fits take for new ones; what repetition is worth needs 3 such runs, and 10 without repetition"
+        )
+    law = fit_parametric(rest["n"], rest["d"], rest["loss"])
+    return fit_data_constrained(runs["n"], runs["d"], runs["unique"], runs["loss"], base=law)
+
+
+def _loss(group: Group, compute: float) -> float:
+    assert group.parametric
+    return float(group.parametric.optimum(compute, group.per_token).loss)
+
+
+def read_scores(path: str | Path, column: str | None = None) -> Frame:
+    """arch and score of a CSV table: a leaderboard of ours, or any with an architecture and a score a row.
+
+    Raises:
+        ValueError: no such file, or columns.
+    """
+    file = Path(path) / "leaderboard.csv" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist; expected a CSV file, or a results folder with leaderboard.csv")
+    table: Any = pd.read_csv(file)
+    names = list(map(str, table))
+    arch = next((name for name in ("arch", *ALIASES["arch"]) if name in names), None)
+    score = column or next((name for name in SCORES if name in names), None)
+    if arch is None or score not in names:
+        missing = "arch" if arch is None else score or "score"
+        raise ValueError(
+            f"the table of scores {file} has no column {missing!r}{nearest(missing, names)}; it has: {', '.join(names)}"
+        )
+    return table[[arch, score]].set_axis(["arch", "score"], axis=1).dropna()
+
+
+def _correlate(report: Report, groups: list[Group], scores: Frame) -> Scores | None:
+    """Perplexities at the budget of comparison, and their rank correlation with the scores."""
+    mean = scores.groupby("arch")["score"].mean()
+    known = [group for group in groups if group.arch in mean.index]
+    if not known:
+        report.note(
+            "scores", TooFewRuns.__name__,
+            f"no architecture has both a law and a score; laws: {', '.join(g.arch for g in groups) or 'none'}; scores: "
+            f"{', '.join(map(str, mean.index))}",
+        )  # fmt: skip
+        return None
+    rows = [
+        {"arch": g.arch, "score": mean[g.arch], "perplexity": math.exp(_loss(g, report.compute))} for g in known
+    ]  # fmt: skip
+    points = pd.DataFrame(rows)
+    repeats = [scores.loc[scores["arch"] == arch, "score"].to_numpy() for arch in points["arch"]]
+    alike = len({len(values) for values in repeats}) == 1  # seeds: resampled too
+    score = np.stack(repeats) if alike else points["score"].to_numpy()
+    return Scores(
+        points, report.compute, report.attempt("scores", rank_correlation, score, points["perplexity"].to_numpy())
+    )
+
+
+def to_json(value: Any) -> Any:
+    """Results as plain values: NaN becomes null, infinities "inf" and "-inf"; samples of the bootstrap are left out."""
+    if isinstance(value, Report):
+        return {
+            "compute": value.compute,
+            "groups": {arch: to_json(group) for arch, group in value.groups.items()},
+            **{key: to_json(getattr(value, key)) for key in ("state", "comparisons", "scores")},
+            "notes": [note._asdict() for note in value.notes],
+        }
+    if isinstance(value, pd.DataFrame):
+        return [to_json(row) for row in value.to_dict("records")]
+    if dataclasses.is_dataclass(value):
+        left_out = LEFT_OUT | (POINTS if isinstance(value, EnvelopeFit) else set())
+        left_out |= {"parametric"} if isinstance(value, IsoflopFit) else set()  # the group's own
+        plain = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value) if f.name not in left_out}
+        more = {"runs": len(value.runs)} if isinstance(value, Group) else {}
+        exponents = {key: getattr(value, key) for key in ("a", "b") if isinstance(getattr(value, key, None), float)}
+        return more | plain | exponents
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [to_json(item) for item in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None if math.isnan(value) else str(float(value))
+    return value.item() if isinstance(value, np.generic) else value

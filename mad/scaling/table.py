@@ -1,0 +1,165 @@
+"""Tables of runs, ours or anybody's, with the columns that the fits read.
+
+    arch   architecture (one for all, where there is none)      compute      training FLOPs; 6 n d where there is none
+    n, d   parameters, tokens; one of them may follow from compute          loss         nats per token
+    state_size   recurrent state, elements      seq_len   tokens of a sequence      unique   tokens that were different
+    run    what a row is a checkpoint of
+
+Other names of these are known (ALIASES) or given. `flops` is not among them: in our records it is the forward pass of
+one sequence. Everything becomes float64 on entry, because 6 n d overflows int64 beyond 9.2e18.
+"""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mad.registry import nearest
+from mad.scaling.checks import Refused, ScalingWarning
+
+Frame = Any  # a data frame or series: which one, pandas' own annotations leave open too often to be checked
+
+ALIASES = {
+    "n": ("params_nonembedding", "params", "parameters", "num_params", "n_params", "model size", "model_size"),
+    "d": ("tokens", "training tokens", "training_tokens", "num_tokens", "n_tokens"),
+    "loss": ("valid_loss", "val_loss", "test_loss", "eval_loss", "final_loss", "l"),
+    "compute": ("flops_exact", "flops_6nd", "training flop", "training flops", "training_flops", "total_flops", "c"),
+    "arch": ("architecture", "group", "model", "setting"),
+    "state_size": ("state", "m"),
+    "seq_len": ("task.seq_len", "sequence_length", "context_length", "t"),
+    "unique": ("unique_tokens", "u"),
+    "run": ("run_name",),
+}
+TEXT = ("arch", "run")
+PER_TOKEN = 6.0  # FLOPs of training a parameter on a token
+
+
+class DroppedRows(ScalingWarning):
+    """Rows that hold no result were left out."""
+
+
+def read(path: str | Path, columns: Mapping[str, str] | None = None, group: str | None = None) -> Frame:
+    """A CSV file, or a results folder with its results.csv, as `standard` makes it.
+
+    Raises:
+        ValueError: no such file, or no table.
+    """
+    file = Path(path) / "results.csv" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist; expected a CSV file, or a results folder with results.csv")
+    try:
+        table = pd.read_csv(file)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not a CSV table: {error}") from None
+    return standard(table, columns, group)
+
+
+def standard(
+    table: Frame, columns: Mapping[str, str] | None = None, group: str | None = None
+) -> Frame:  # fmt: skip
+    """The columns above, as many as there are, a row a run that has a loss; `attrs["columns"]` says where each is from.
+
+    Args:
+        columns: standard name -> the table's name, {"n": "params"}.
+        group: the table's column that tells architectures apart; as {"arch": group}.
+
+    Raises:
+        Refused: nothing is left. ValueError: a column is missing, or holds no numbers.
+    """
+    chosen = dict(columns or {}) | ({"arch": group} if group else {})
+    for name, source in chosen.items():
+        if name not in ALIASES:
+            raise ValueError(f"unknown column {name!r}{nearest(name, ALIASES)}; expected one of {', '.join(ALIASES)}")
+        if source not in table:
+            raise ValueError(
+                f"the table has no column {source!r}{nearest(source, map(str, table))} for {name}; "
+                f"it has: {', '.join(map(str, table))}"
+            )
+    lower = {str(column).strip().lower(): column for column in reversed(list(table))}
+    sources = {
+        name: chosen.get(name) or next((lower[key] for key in (name, *others) if key in lower), None)
+        for name, others in ALIASES.items()
+    }
+    found = {name: table[source] for name, source in sources.items() if source is not None}
+    new = pd.DataFrame({name: _cast(name, column) for name, column in found.items()})
+    new = _kept(new, table)
+    _derive(new, table)
+    if "arch" not in new:
+        new["arch"] = "all"
+    new = new.reset_index(drop=True)
+    new.attrs["columns"] = {name: source or "derived" for name, source in sources.items() if name in new}
+    return new
+
+
+def _cast(name: str, column: Frame) -> Frame:
+    if name in TEXT:
+        return column.astype(str)
+    numbers: Frame = pd.to_numeric(column, errors="coerce")
+    numbers = numbers.astype(np.float64)
+    wrong = column[numbers.isna() & column.notna()]
+    if len(wrong):
+        raise ValueError(
+            f"column {column.name!r} ({name}) must hold numbers, got {wrong.iloc[0]!r} in row {wrong.index[0]}"
+        )
+    return numbers
+
+
+def _kept(new: Frame, table: Frame) -> Frame:
+    """Rows of finished runs with a finite loss; how many others there were is said."""
+    if "loss" not in new:
+        raise _missing("loss", table)
+    good = np.isfinite(new["loss"]) & (new["loss"] > 0)
+    if "status" in table:
+        good &= (table["status"] == "ok").to_numpy()
+    for name in ("n", "d", "compute"):
+        if name in new:
+            good &= np.isfinite(new[name]) & (new[name] > 0)
+    if not good.any():
+        raise Refused("no row has a finite positive loss, n, d and compute, and status ok where there is one")
+    if not good.all():
+        warnings.warn(
+            f"{int((~good).sum())} of {len(good)} rows are left out: not ok, or a number missing",
+            DroppedRows,
+            stacklevel=3,
+        )
+    return new[good].copy()
+
+
+def _derive(new: Frame, table: Frame) -> None:
+    """Any two of n, d and compute give the third, by 6 n d."""
+    have = [name for name in ("n", "d", "compute") if name in new]
+    if len(have) < 2:
+        raise _missing(next(name for name in ("n", "d") if name not in new), table)
+    if "compute" not in new:
+        new["compute"] = PER_TOKEN * new["n"] * new["d"]
+    elif "d" not in new:
+        new["d"] = new["compute"] / (PER_TOKEN * new["n"])
+    elif "n" not in new:
+        new["n"] = new["compute"] / (PER_TOKEN * new["d"])
+
+
+def _missing(name: str, table: Frame) -> ValueError:
+    return ValueError(
+        f"the table lacks {name!r}: none of {', '.join((name, *ALIASES[name]))} is among its columns "
+        f"{', '.join(map(str, table))}; say which it is: --columns {name}=COLUMN"
+    )
+
+
+def part(table: Frame, arch: str) -> Frame:
+    """The rows of one architecture.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    names = sorted(table["arch"].unique())
+    if arch not in names:
+        raise ValueError(f"no runs of {arch!r}{nearest(arch, names)}; the table has: {', '.join(names)}")
+    return table[table["arch"] == arch]
+
+
+def clusters(table: Frame) -> Any:
+    """What `cluster=` of a fit takes: the run of each row where rows are checkpoints, else None."""
+    return table["run"] if "run" in table and table["run"].duplicated().any() else None

@@ -1,0 +1,199 @@
+"""`python -m mad.scaling`: from anybody's table to laws, JSON and figures, and what is said where data fall short."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import image
+
+from mad.scaling import __main__ as command
+from mad.scaling import read, report
+
+LAWS = {  # E, A, B, alpha, beta
+    "ours": (1.7, 400.0, 410.0, 0.34, 0.28),
+    "theirs": (1.7, 520.0, 500.0, 0.34, 0.28),
+    "old": (1.9, 700.0, 900.0, 0.34, 0.28),
+}
+BUDGETS = (1e18, 4e18, 1.6e19, 6.4e19)
+
+
+def profiles(noise=0.002, sizes=7):
+    """A foreign table: three architectures at four budgets, sizes within a factor of 8 of the optimum."""
+    rng, rows = np.random.default_rng(1), []
+    for name, (E, A, B, alpha, beta) in LAWS.items():
+        g = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
+        for budget in BUDGETS:
+            for n in g * (budget / 6) ** (beta / (alpha + beta)) * np.geomspace(1 / 8, 8, sizes):
+                d = budget / (6 * n)
+                loss = (E + A * n**-alpha + B * d**-beta) * np.exp(noise * rng.standard_normal())
+                rows.append({"family": name, "Size": n, "seen": d, "final": loss, "mem": 64 * n**0.5})
+    return pd.DataFrame(rows)
+
+
+COLUMNS = ["--columns", "n=Size", "d=seen", "loss=final", "state_size=mem", "--group", "family"]
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    profiles().to_csv(tmp_path / "theirs.csv", index=False)
+    return tmp_path / "theirs.csv"
+
+
+def run(*arguments):
+    return command.main([str(argument) for argument in arguments])
+
+
+def test_a_foreign_table_becomes_laws_and_figures(foreign, tmp_path, capsys):
+    scores = pd.DataFrame({"architecture": list(LAWS), "mad_score": [0.8, 0.7, 0.4]})
+    scores.to_csv(tmp_path / "scores.csv", index=False)
+    out = tmp_path / "out"
+    given = [foreign, *COLUMNS, "--out", out, "--bootstrap", 60]
+    assert run(*given, "--scores", tmp_path / "scores.csv", "--score-column", "mad_score") == 0
+    shown = capsys.readouterr().out
+    assert "84 runs of 3 architectures; n = Size, d = seen, loss = final, arch = family, state_size = mem" in shown
+    assert "state-optimal: P* ~ M^" in shown and "Spearman -1.000" in shown and "3 architectures are too few" in shown
+    assert "times the compute" in shown
+    fits = json.loads((out / "fits.json").read_text(), parse_constant=pytest.fail)
+    assert set(fits["groups"]) == set(LAWS) and fits["columns"]["n"] == "Size" and fits["table"]["rows"] == 84
+    truth = 0.28 / 0.62
+    for name, group in fits["groups"].items():
+        low, high = group["parametric"]["intervals"]["a"]
+        assert low - 0.02 < truth < high + 0.02 and high - low < 0.2, name
+        assert group["isoflop"]["a"] == pytest.approx(truth, abs=0.04)
+        assert group["holdout"]["rmse"] < 0.02
+        assert not {"samples", "runs"} & set(group["parametric"])
+    assert {c["b"] for c in fits["comparisons"]} == {"theirs", "old"} and fits["comparisons"][0]["difference"] < 0
+    assert fits["scores"]["correlation"]["kendall"] == pytest.approx(-1)
+    names = {"isoflop", "optima", "contours", "residuals", "holdout", "state", "scores"}
+    assert {file.stem for file in out.glob("*.png")} == {file.stem for file in out.glob("*.pdf")} == names
+    for name in names:
+        assert image.imread(out / f"{name}.png")[..., :3].std() > 0.02  # not blank
+        assert (out / f"{name}.pdf").read_bytes()[:5] == b"%PDF-"
+
+
+def test_repeating_a_command_gives_the_same_fits(foreign, tmp_path):
+    texts = []
+    for name in ("one", "two"):
+        assert run(foreign, *COLUMNS, "--out", tmp_path / name, "--bootstrap", 20, "--no-figures") == 0
+        fits = json.loads((tmp_path / name / "fits.json").read_text())
+        texts.append({key: value for key, value in fits.items() if key not in ("command", "written")})
+        assert [file.name for file in (tmp_path / name).iterdir()] == ["fits.json"]
+    assert texts[0] == texts[1]
+
+
+def test_a_results_folder_is_a_table_and_its_place_to_write(tmp_path, capsys):
+    table = profiles().rename(columns={"family": "arch", "Size": "params", "seen": "tokens", "final": "loss"})
+    table["status"] = "ok"
+    table.loc[3, "status"] = "failed"
+    table.drop(columns="mem").to_csv(tmp_path / "results.csv", index=False)
+    assert run(tmp_path, "--bootstrap", 0, "--no-figures") == 0
+    shown = capsys.readouterr().out
+    assert "83 runs of 3 architectures" in shown and "DroppedRows (table): 1 of 84 rows" in shown
+    assert "state-optimal" not in shown  # there is no such column
+    fits = json.loads((tmp_path / "scaling/fits.json").read_text())
+    assert fits["groups"]["ours"]["parametric"]["intervals"] == {} and fits["state"] is None
+
+
+def test_what_the_data_cannot_carry_is_refused_and_said(tmp_path, capsys):
+    table = profiles()
+    table = table[(table["family"] == "ours") & (table["Size"] * table["seen"] * 6 < 5e18)]
+    table.to_csv(tmp_path / "small.csv", index=False)
+    assert run(tmp_path / "small.csv", *COLUMNS, "--bootstrap", 20) == 0
+    shown = capsys.readouterr().out
+    assert "14 runs of 1 architecture;" in shown and "refused" in shown
+    assert "TooFewBudgets (ours, IsoFLOP): a power law needs at least 3 budgets, got 2" in shown
+    assert "TooFewBudgets (ours, hold-out)" in shown and "NoInteriorMinimum (state)" in shown
+    fits = json.loads((tmp_path / "scaling/fits.json").read_text())
+    assert fits["groups"]["ours"]["isoflop"] is None and fits["groups"]["ours"]["parametric"]["E"] > 0
+    assert not (tmp_path / "scaling/isoflop.png").exists() and (tmp_path / "scaling/contours.png").exists()
+
+
+def test_checkpoints_make_an_envelope_and_are_resampled_by_run(tmp_path, capsys):
+    E, A, B, alpha, beta = LAWS["ours"]
+    rng, rows = np.random.default_rng(2), []
+    for k, n in enumerate(np.geomspace(1e7, 1e9, 9)):
+        luck = np.exp(0.01 * rng.standard_normal())
+        for d in np.geomspace(2e8, 4e11, 30):
+            rows.append({"run": f"run{k}", "n": n, "d": d, "loss": (E + A * n**-alpha + B * d**-beta) * luck})
+    pd.DataFrame(rows).to_csv(tmp_path / "curves.csv", index=False)
+    assert run(tmp_path / "curves.csv", "--bootstrap", 40) == 0
+    fits = json.loads((tmp_path / "scaling/fits.json").read_text())["groups"]["all"]
+    assert fits["envelope"]["winners"] > 2 and fits["envelope"]["a"] == pytest.approx(0.28 / 0.62, abs=0.1)
+    low, high = fits["parametric"]["intervals"]["alpha"]
+    assert high - low > 0.02  # the runs' own luck, which rows alone would average away
+    assert (tmp_path / "scaling/envelope.png").stat().st_size > 10_000
+    assert "Checkpoints" not in capsys.readouterr().out
+
+
+def test_repeated_tokens_are_valued_or_named(tmp_path, capsys):
+    table = profiles(noise=0.0)[["Size", "seen", "final"]].iloc[:28].assign(unique=np.inf)
+    table["unique"] = table["seen"]
+    few = table.copy()
+    few.loc[0, "unique"] /= 2
+    few.to_csv(tmp_path / "few.csv", index=False)
+    options = [*COLUMNS[:4], "--bootstrap", 0, "--no-figures"]
+    assert run(tmp_path / "few.csv", *options) == 0
+    assert "1 of 28 runs saw tokens more than once (up to 2.00 times)" in capsys.readouterr().out
+    E, A, B, alpha, beta = LAWS["ours"]
+    more = table.iloc[::2].copy()
+    more["seen"] = more["unique"] * 8
+    worth = more["unique"] * (1 + 15 * -np.expm1(-7 / 15))
+    more["final"] = E + A * more["Size"] ** -alpha + B * worth**-beta
+    pd.concat([table, more]).to_csv(tmp_path / "more.csv", index=False)
+    assert run(tmp_path / "more.csv", *options) == 0
+    assert "repeated tokens, all: R_D* = 15" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["nothing.csv"], "nothing.csv does not exist; expected a CSV file, or a results folder"),
+        (["{table}", "--columns", "n=Sise"], "the table has no column 'Sise' .did you mean 'Size'.. for n"),
+        (["{table}", "--columns", "m2=Size"], "unknown column 'm2'"),
+        (["{table}", "--columns", "Size"], "--columns takes NAME=COLUMN, as n=params, got 'Size'"),
+        (["{table}", "--group", "familly"], "no column 'familly' .did you mean 'family'"),
+        (["{table}"], "the table lacks 'loss'"),
+        (["{table}", *COLUMNS, "--at", "-1"], "--at must be a positive number of FLOPs, got -1"),
+        (["{table}", *COLUMNS, "--bootstrap", "-5"], "--bootstrap must be at least 0, got -5"),
+        (["{table}", *COLUMNS, "--scores", "{table}"], "the table of scores .* has no column 'arch'"),
+        (["{table}", *COLUMNS, "--scores", "none.csv"], "none.csv does not exist"),
+    ],
+)
+def test_mistakes_are_one_line(foreign, capsys, arguments, message):
+    given = [argument.format(table=foreign) for argument in arguments]
+    assert run(*given) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(error)
+    assert not (foreign.parent / "scaling").exists()
+
+
+def test_no_common_architecture_is_said(foreign, tmp_path, capsys):
+    pd.DataFrame({"arch": ["mine"], "mean": [0.5]}).to_csv(tmp_path / "scores.csv", index=False)
+    options = [*COLUMNS, "--bootstrap", 0, "--no-figures", "--scores", tmp_path / "scores.csv"]
+    assert run(foreign, *options) == 0
+    assert (
+        "no architecture has both a law and a score; laws: ours, theirs, old; scores: mine" in capsys.readouterr().out
+    )
+
+
+def test_seeds_of_a_score_are_resampled_too(foreign):
+    table = read(foreign, {"n": "Size", "d": "seen", "loss": "final"}, "family")
+    scores = pd.DataFrame({"arch": list(LAWS) * 2, "score": [0.8, 0.7, 0.4, 0.9, 0.7, 0.3]})
+    made = report.make(table, scores=scores, bootstrap=0, at=1e19)
+    assert made.scores and made.scores.points.set_index("arch")["score"]["ours"] == pytest.approx(0.85)
+    assert made.scores.correlation and made.scores.correlation.spearman == pytest.approx(-1)
+    perplexity = made.scores.points.set_index("arch")["perplexity"]
+    E, A, B, alpha, beta = LAWS["ours"]
+    g = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
+    n = g * (1e19 / 6) ** (beta / (alpha + beta))
+    assert perplexity["ours"] == pytest.approx(math.exp(E + A * n**-alpha + B * (1e19 / 6 / n) ** -beta), rel=0.02)
+
+
+def test_json_has_no_numbers_that_json_lacks():
+    plain = report.to_json({"a": np.array([1.5, np.nan]), "b": (np.inf, -math.inf), "c": np.int64(3), "d": None})
+    assert plain == {"a": [1.5, None], "b": ["inf", "-inf"], "c": 3, "d": None}
+    json.dumps(plain, allow_nan=False)
