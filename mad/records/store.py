@@ -66,6 +66,22 @@ class Store:
         """Whether a sweep has begun here."""
         return self._about_written or self._made
 
+    def make(self) -> None:
+        """Make the folder, if it is not there yet.
+
+        Raises:
+            ValueError: it cannot be made, or not be written to.
+        """
+        try:
+            self._make()
+            probe = self.folder / f".{os.getpid()}.tmp"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ValueError(
+                f"results folder {str(self.folder)!r} cannot be written to ({error}); choose another (results_dir=...)"
+            ) from error
+
     def _make(self) -> None:
         if not self._made:
             self.runs.mkdir(parents=True, exist_ok=True)
@@ -79,16 +95,12 @@ class Store:
         Raises:
             ValueError: the folder cannot be written to.
         """
+        self.make()
         text = dumps(dict(sorted(runs.items())))
         name = hashlib.sha256(text.encode()).hexdigest()[:16]
-        try:
-            self._make()
+        with contextlib.suppress(OSError):  # a full disk costs what `mad.status` would say of runs to come
             (self.folder / "plans").mkdir(exist_ok=True)
             replace(self.folder / "plans" / f"{name}.json", text)
-        except OSError as error:
-            raise ValueError(
-                f"results folder {str(self.folder)!r} cannot be written to ({error}); choose another (results_dir=...)"
-            ) from error
 
     def planned(self) -> dict[str, str]:
         """All runs that were ever planned here."""

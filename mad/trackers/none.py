@@ -11,5 +11,8 @@ from mad.trackers.base import Tracker, registry
 class Silent(Tracker):
     """Tells nobody."""
 
-    def publish(self, records: Sequence[Record], sweep: str, folder: str | Path) -> None:
-        pass
+    def publish(self, records: Sequence[Record], sweep: str, folder: str | Path) -> bool:
+        return True
+
+    def outline(self, records: Sequence[Record], sweep: str, folder: str | Path) -> str:
+        return "nothing would be published: the tracker is none"
