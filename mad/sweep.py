@@ -5,10 +5,11 @@
 Every point is checked before the first trains. The same command again resumes. `--help` lists keys and choices.
 """
 
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from rich.console import Console
 
 from mad import config, engine, ladder, leaderboard, plugins, tasks, trackers, training
 from mad.records import Store
+from mad.records import table as records_table
 from mad.registry import unknown
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -83,6 +85,7 @@ def run_points(points: Callable[[], list[Point]]) -> None:
         options = dict(sweep["engine"])
         machine = engine.build(options.pop("name", "local"), **options)
         tracker = trackers.build(sweep["tracker"])
+        store.make()
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         _refuse(error)
     print(f"{sweep['name']}: {len(runs)} runs, checked in {checked:.1f} s -> {store.folder}", flush=True)
@@ -94,17 +97,20 @@ def run_points(points: Callable[[], list[Point]]) -> None:
         )
         sys.exit(130)
     mine = {run.id for run in runs}
-    table: Any = store.table()
-    table = table[table["run_id"].isin(list(mine))]
+    records = [record for record in store.records() if record.run_id in mine]
     _tell(summary)
-    failed = summary.counts["failed"]
-    if (table["status"] != "failed").any():
+    if any(record.status != "failed" for record in records):
+        table = records_table(records)
         board = leaderboard.build(table)
         leaderboard.show(board, console, title=sweep["name"])
-        leaderboard.write_csv(board, store.folder / "leaderboard.csv")
-        leaderboard.write_markdown(board, store.folder / "leaderboard.md")
-    tracker.publish([record for record in store.records() if record.run_id in mine], sweep["name"], store.folder)
-    print(f"results in {store.folder}: results.csv, leaderboard.csv, leaderboard.md, runs/")
+        with _unwritten(store.folder):
+            leaderboard.write_csv(board, store.folder / "leaderboard.csv")
+            leaderboard.write_markdown(board, store.folder / "leaderboard.md")
+            behind = leaderboard.details(table, records)
+            leaderboard.write_html(board, store.folder / "leaderboard.html", behind, title=sweep["name"])
+    tracker.publish(records, sweep["name"], store.folder)
+    print(f"results in {store.folder}: results.csv, leaderboard.csv, .md and .html, runs/")
+    failed = summary.counts["failed"]
     if failed:
         sys.exit(
             f"{failed} runs failed; their tracebacks are in {store.folder}/runs, the same command tries them again"
@@ -173,12 +179,22 @@ def _more(places: list[str]) -> str:
     return f" (and {len(places) - 1} more)" if len(places) > 1 else ""
 
 
+@contextlib.contextmanager
+def _unwritten(folder: Path) -> Iterator[None]:
+    """What is derived from records can be derived again: a full disk is no reason to end with a traceback."""
+    try:
+        yield
+    except OSError as error:
+        print(f"mad.sweep: {error}; the records in {folder} are complete: python -m mad.leaderboard", file=sys.stderr)
+
+
 def _tell(summary: engine.Summary) -> None:
-    if not summary.executed:
+    if not summary.executed and not summary.elsewhere:
         print(f"nothing to train: all {summary.there} runs have a result already")
         return
-    counts = ", ".join(f"{count} {status}" for status, count in summary.counts.items() if count)
-    print(f"{summary.executed} runs in {summary.seconds:.1f} s: {counts}")
+    counts = [f"{count} {status}" for status, count in summary.counts.items() if count]
+    counts += [f"{summary.elsewhere} elsewhere"] if summary.elsewhere else []
+    print(f"{summary.executed + summary.elsewhere} runs in {summary.seconds:.1f} s: {', '.join(counts)}")
 
 
 def _refuse(error: Exception) -> None:

@@ -233,6 +233,7 @@ def test_from_the_command_line_to_the_leaderboard_and_again(tmp_path):
     assert len(files) == len(table) == 4 and set(table["status"]) == {"ok"}
     board = pd.read_csv(folder / "leaderboard.csv")
     assert set(board["arch"]) == {"base_conv", "base_conv-halving"} and (folder / "leaderboard.md").exists()
+    assert "halving" in (folder / "leaderboard.html").read_text()
     config = json.loads(files[0].read_text())["config"]
     assert training.prepare(config).id == files[0].stem
 
@@ -263,6 +264,9 @@ def test_text_from_the_command_line_to_the_table(tmp_path):
 
 def test_mistakes_end_in_one_line(tmp_path):
     for mistake, message in (
+        ("engine=rai", "unknown engine 'rai' (did you mean 'ray'?)"),
+        ("engine=slurm", "engine=slurm needs"),
+        ("tracker=wandbb", "unknown tracker 'wandbb' (did you mean 'wandb'?)"),
         ("sweeps=quik", "unknown sweep 'quik' (did you mean 'quickstart'?)"),
         ("plugins=[nowhere.py]", "plugin 'nowhere.py' is not a file"),
         ("train.steps=abc", "'abc'"),
@@ -270,6 +274,13 @@ def test_mistakes_end_in_one_line(tmp_path):
         done = command(*TINY, mistake, f"results_dir={tmp_path}/none")
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "taken").touch()
+    done = command(*TINY, f"results_dir={tmp_path}/taken/here")
+    assert done.returncode == 2 and "taken/here' cannot be written to" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and "checked in" not in done.stdout
 
 
 def test_a_folder_of_another_schema_is_refused(tmp_path):

@@ -100,7 +100,10 @@ def execute(
         summary.seconds = time.perf_counter() - began
         desk.rescue()
         if summary.executed or summary.elsewhere or not (store.folder / "results.csv").exists():
-            store.write_csv()
+            try:
+                store.write_csv()
+            except OSError as error:
+                progress.on_trouble(f"results.csv cannot be written: {error}; the records are complete")
     return summary
 
 

@@ -1,9 +1,14 @@
-"""`python -m mad.leaderboard results/quickstart`: rank the architectures of one or more sweeps."""
+"""`python -m mad.leaderboard results/quickstart --html board.html`: rank the architectures of one or more sweeps."""
 
 import argparse
+import os
 import sys
+from pathlib import Path
 
-from mad.leaderboard import build, read, show, write_csv, write_markdown
+from mad import leaderboard
+from mad.registry import nearest
+
+SUFFIXES = {"csv": (".csv",), "md": (".md", ".markdown"), "html": (".html", ".htm"), "png": (".png", ".pdf", ".svg")}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,18 +21,64 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--score", help="the column to rank by (default: what the runs were scored by)")
     parser.add_argument("--csv", metavar="FILE", help="write the leaderboard as CSV too")
     parser.add_argument("--md", metavar="FILE", help="write the leaderboard as Markdown too")
+    parser.add_argument("--html", metavar="FILE", help="write the leaderboard as a web page that needs no other file")
+    parser.add_argument("--png", metavar="FILE", help="draw score against state size and FLOPs; also .pdf and .svg")
+    parser.add_argument("--anchors", metavar="FILE", help="CSV of published scores, to be shown beside ours")
+    parser.add_argument("--publish", metavar="TRACKER", help="replay the results folders: wandb or trackio")
     chosen = parser.parse_args(arguments)
     try:
-        board = build(read(chosen.tables), score=chosen.score)
-        show(board)
+        for name in SUFFIXES:
+            if getattr(chosen, name):
+                _check(name, Path(getattr(chosen, name)))
+        published = leaderboard.read_anchors(chosen.anchors) if chosen.anchors else None
+        table, records = leaderboard.load(chosen.tables)
+        board = leaderboard.build(table, score=chosen.score)
+        anchors = None if published is None else leaderboard.match(published, board, table)
+        if chosen.png:  # first, as it may have nothing to draw
+            from mad.leaderboard.figure import write_figure  # matplotlib takes its time
+
+            write_figure(board, chosen.png, anchors)
         if chosen.csv:
-            write_csv(board, chosen.csv)
+            leaderboard.write_csv(board, chosen.csv)
         if chosen.md:
-            write_markdown(board, chosen.md)
+            leaderboard.write_markdown(board, chosen.md, anchors)
+        if chosen.html:
+            first = Path(chosen.tables[0]).resolve()
+            title = "Leaderboard" if len(chosen.tables) > 1 else first.name if first.is_dir() else first.stem
+            details = leaderboard.details(table, records, score=chosen.score)
+            leaderboard.write_html(board, chosen.html, details, anchors, title)
+        leaderboard.show(board, anchors=anchors)
+        if chosen.publish:
+            from mad.trackers import publish_folder  # here, because trackers show leaderboards
+
+            return 0 if all([publish_folder(chosen.publish, folder) for folder in chosen.tables]) else 1
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _check(name: str, path: Path) -> None:
+    """Whether `path` can be written, before there is anything to write.
+
+    Raises:
+        ValueError: a suffix that another format has, a folder that does not exist, or no permission.
+    """
+    known = SUFFIXES[name]
+    if path.exists() and not path.is_file() and not path.is_dir():
+        return  # /dev/stdout
+    if path.is_dir():
+        raise ValueError(
+            f"--{name} {path}: it is a folder; expected a file, for instance {path / ('board' + known[0])}"
+        )
+    if path.suffix.lower() not in known:
+        meant = nearest(path.suffix.lower(), known) or f" (did you mean {str(path.with_suffix(known[0]))!r}?)"
+        raise ValueError(f"--{name} {path}: unknown suffix {path.suffix!r}{meant}; expected one of: {', '.join(known)}")
+    if not path.parent.is_dir():
+        there = next(folder for folder in path.absolute().parents if folder.is_dir())
+        raise ValueError(f"--{name} {path}: there is no folder {str(path.parent)!r}; the nearest one is {str(there)!r}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"--{name} {path}: no permission to write there; choose a file in a folder of your own")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ of the optimiser grid (all `optim.*`, lr and weight decay), perhaps with several
     score of a setting            mean over its seeds
     score of a task               mean over its settings
     mean                          mean over the tasks
+    win rate                      share of the other architectures that a setting's score beats, ties counting half,
+                                  averaged over the settings that the architecture and another one have a score in
 
 Best of the grid on the test set is how the MAD protocol scores; `mean_valid_selected` is the same with the best point
 chosen on the validation split, its test score reported.
@@ -44,27 +46,19 @@ def build(table: pd.DataFrame, score: str | None = None) -> pd.DataFrame:
 
     Returns:
         One row an architecture, best first, complete ones before others. Columns: rank (of complete rows), arch,
-        mean, mean_std, mean_valid_selected; for each task its score and `<task>_std` (over the seeds, NaN below two
-        seeds); params, flops, state_size (each the largest over the settings: of the longest sequences, the largest
-        vocabulary); settings_done, settings_total; ok, diverged, failed (numbers of runs).
+        mean, mean_std, mean_valid_selected, win_rate (0 to 1; NaN of one alone); for each task its score and
+        `<task>_std` (over the seeds, NaN below two seeds); params, flops, state_size (each the largest over the
+        settings: of the longest sequences, the largest vocabulary); settings_done, settings_total; ok, diverged,
+        failed (numbers of runs).
 
     Raises:
         ValueError: the table is empty, lacks a column, or its runs were scored in different ways.
     """
-    if table.empty:
-        raise ValueError("the table holds no runs; expected one row a run")
-    score = score or _score_of(table)
-    needed = (*REQUIRED, score)
-    missing = [f"{column!r}{nearest(column, map(str, table))}" for column in needed if column not in table]
-    if missing:
-        raise ValueError(
-            f"the table lacks the column {' and '.join(missing)}; expected at least {', '.join(needed)}, "
-            f"got {', '.join(map(str, table))}"
-        )
-    runs: Frame = _runs(table, score)
+    runs: Frame = scored(table, score)
     best = _by_setting(runs["score"], runs)
     board = _average(best)
     board["mean_valid_selected"] = _average(_by_setting(_selected(runs), runs))["mean"]
+    board["win_rate"] = _win_rate(best.mean(axis=1))
 
     board = board.reindex(sorted(runs["arch"].unique()))  # an architecture whose runs all failed has a row too
     for column in COST:
@@ -84,11 +78,45 @@ def build(table: pd.DataFrame, score: str | None = None) -> pd.DataFrame:
     complete = board.pop("complete")
     board.insert(0, "rank", complete.cumsum().where(complete).astype("Int64"))
     tasks = [f"{task}{suffix}" for task in sorted(runs["task"].unique()) for suffix in ("", "_std")]
-    head = ["rank", "arch", "mean", "mean_std", "mean_valid_selected", *tasks]
+    head = ["rank", "arch", "mean", "mean_std", "mean_valid_selected", "win_rate", *tasks]
     return board.reindex(columns=[*head, *board.columns.difference(head, sort=False)]).reset_index(drop=True)
 
 
-def _score_of(table: Frame) -> str:
+def scored(table: pd.DataFrame, score: str | None = None) -> Any:
+    """arch (a row of the leaderboard), task, setting (number), seed, status, score and valid (the scores as they count)
+    of each run of `table`; arguments and errors as of `build`."""
+    if table.empty:
+        raise ValueError("the table holds no runs; expected one row a run")
+    score = score or score_of(table)
+    needed = (*REQUIRED, score)
+    missing = [f"{column!r}{nearest(column, map(str, table))}" for column in needed if column not in table]
+    if missing:
+        raise ValueError(
+            f"the table lacks the column {' and '.join(missing)}; expected at least {', '.join(needed)}, "
+            f"got {', '.join(map(str, table))}"
+        )
+    return _runs(table, score)
+
+
+def task_columns(board: pd.DataFrame) -> list[str]:
+    """The tasks of a board, which each have a column for the score and one for its spread."""
+    columns = [str(c) for c in board]
+    return [c for c in columns[columns.index("win_rate") + 1 :] if f"{c}_std" in columns]
+
+
+def stacks(table: Frame) -> dict[str, str]:
+    """The stack of each row of the leaderboard, where the runs have one; one that follows the task is the first's."""
+    if "stack" not in table:
+        return {}
+    return table["stack"].dropna().astype(str).groupby(_labels(table)).first().to_dict()
+
+
+def setting_columns(table: Frame) -> list[str]:
+    """What a setting is, besides the task."""
+    return [c for c in table if isinstance(c, str) and (c.startswith("task.") or c in SETTING)]
+
+
+def score_of(table: Frame) -> str:
     """What the runs themselves were scored by."""
     used = table["train.score"].dropna().unique() if "train.score" in table else []
     if len(used) > 1:
@@ -98,9 +126,8 @@ def _score_of(table: Frame) -> str:
 
 def _runs(table: Frame, score: str) -> Frame:
     """arch (label), task, setting (number), seed, status, score, valid of each run."""
-    given = [c for c in table if isinstance(c, str) and (c.startswith("task.") or c in SETTING)]
     runs = pd.DataFrame({"arch": _labels(table), "task": table["task"].astype(str)})
-    runs["setting"] = table.groupby(["task", *given], dropna=False, sort=False).ngroup()
+    runs["setting"] = table.groupby(["task", *setting_columns(table)], dropna=False, sort=False).ngroup()
     runs["seed"] = table["seed"].fillna(-1) if "seed" in table else 0
     runs["status"] = table["status"] if "status" in table else "ok"
     for status in runs["status"].unique():
@@ -160,3 +187,11 @@ def _average(best: Frame) -> Frame:
     board["mean"] = seeds.mean(axis=1, skipna=False)
     board["mean_std"] = each.groupby(level="arch").agg(lambda column: column.mean(skipna=False)).std(axis=1)
     return board
+
+
+def _win_rate(scores: Frame) -> Frame:
+    """Of each architecture; `scores` by (arch, task, setting)."""
+    settings = scores.dropna().groupby(level=["task", "setting"])
+    beaten = settings.rank(method="average") - 1  # equals share the mean of their ranks: each is half a win
+    others = settings.transform("size") - 1
+    return (beaten / others.where(others > 0)).groupby(level="arch").mean()

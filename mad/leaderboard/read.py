@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from mad.records import Store
+from mad.records import Record, Store
+from mad.records import table as table_of
 
 
 def read(paths: Sequence[str | Path]) -> pd.DataFrame:
@@ -17,18 +18,26 @@ def read(paths: Sequence[str | Path]) -> pd.DataFrame:
     Raises:
         ValueError: a path that does not exist, or holds no runs.
     """
-    tables = [_read(Path(path)) for path in paths]
-    if not tables:
+    return load(paths)[0]
+
+
+def load(paths: Sequence[str | Path]) -> tuple[pd.DataFrame, list[Record]]:
+    """What `read` gives, and the records of those paths that are results folders, which hold more than a row can."""
+    if not paths:
         raise ValueError("no tables given; expected results folders or CSV files, for instance results/quickstart")
+    found = [_read(Path(path)) for path in paths]
+    tables = [table for table, _ in found]
     table = pd.concat(tables, ignore_index=True) if len(tables) > 1 else tables[0]
     if "run_id" in table:
         table = table.loc[~(table["run_id"].notna() & table["run_id"].duplicated())]
-    return table.reset_index(drop=True)
+    return table.reset_index(drop=True), [record for _, records in found for record in records]
 
 
-def _read(path: Path) -> pd.DataFrame:
+def _read(path: Path) -> tuple[pd.DataFrame, list[Record]]:
+    records: list[Record] = []
     if (path / "store.json").exists():
-        table = Store(path).table()
+        records = Store(path).records()
+        table = table_of(records)
     else:
         file = path / "results.csv" if path.is_dir() else path
         if not file.is_file():
@@ -39,4 +48,4 @@ def _read(path: Path) -> pd.DataFrame:
             raise ValueError(f"{file} is not a CSV file of runs: {error}") from error
     if table.empty:
         raise ValueError(f"{path} holds no runs yet")
-    return table
+    return table, records

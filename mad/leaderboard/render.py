@@ -5,37 +5,43 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from mad.leaderboard.anchors import Anchor, Anchors
+from mad.leaderboard.build import task_columns
 
 WIDE = 200  # columns of text where nobody said how many there are
 
 
-def show(board: pd.DataFrame, console: Console | None = None, title: str = "Leaderboard") -> None:
-    """Print `board` (see `build`) to the terminal."""
+def show(
+    board: pd.DataFrame, console: Console | None = None, title: str = "Leaderboard", anchors: Anchors | None = None
+) -> None:
+    """Print `board` (see `build`) to the terminal, and what was published (see `anchors.match`)."""
     console = console or Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=WIDE, force_terminal=False)
-    cells = _cells(board)
-    table = Table(title=title, caption=_caption(board))
+    cells = _with_published(_cells(board), board, anchors)
+    table = Table(title=escape(title), caption=_caption(board, anchors))
     for column in cells:
-        table.add_column(str(column), justify="left" if column == "arch" else "right", overflow="fold")
+        table.add_column(escape(str(column)), justify="left" if column == "arch" else "right", overflow="fold")
     for row in cells.itertuples(index=False):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)
 
 
-def markdown(board: pd.DataFrame) -> str:
+def markdown(board: pd.DataFrame, anchors: Anchors | None = None) -> str:
     """`board` as a Markdown table, ended by a newline."""
-    cells = _cells(board)
+    cells = _with_published(_cells(board), board, anchors)
     rule = ["---" if column == "arch" else "---:" for column in cells]
     rows = [list(cells.columns), rule, *([cell.replace("|", "\\|") for cell in row] for row in cells.values.tolist())]
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
-    caption = _caption(board)
+    caption = _caption(board, anchors)
     return "\n".join([*lines, *(["", caption] if caption else [])]) + "\n"
 
 
-def write_markdown(board: pd.DataFrame, path: str | Path) -> None:
-    Path(path).write_text(markdown(board), encoding="utf-8")
+def write_markdown(board: pd.DataFrame, path: str | Path, anchors: Anchors | None = None) -> None:
+    Path(path).write_text(markdown(board, anchors), encoding="utf-8")
 
 
 def write_csv(board: pd.DataFrame, path: str | Path) -> None:
@@ -49,13 +55,12 @@ def _cells(board: Any) -> pd.DataFrame:
     texts = pd.DataFrame(
         {"#": board["rank"].map(lambda rank: "" if pd.isna(rank) else str(rank)), "arch": board["arch"]}
     )
-    last = list(board.columns).index("mean_valid_selected")
-    tasks = [c for c in board.columns[last + 1 :] if f"{c}_std" in board]
-    for column in ("mean", *tasks):
+    none = pd.Series(float("nan"), board.index)
+    for column in ("mean", *task_columns(board)):
         texts[column.replace("_", " ")] = _scores(board[column], board[f"{column}_std"])
-        if column == "mean" and board["mean_valid_selected"].notna().any():
-            none = pd.Series(float("nan"), board.index)
-            texts["mean (valid-selected)"] = _scores(board["mean_valid_selected"], none)
+        for more, head in (("mean_valid_selected", "mean (valid-selected)"), ("win_rate", "win rate")):
+            if column == "mean" and board[more].notna().any():
+                texts[head] = _scores(board[more], none)
     for column, head in (("params", "params"), ("flops", "FLOPs"), ("state_size", "state size")):
         if column in board:
             texts[head] = board[column].map(amount)
@@ -66,9 +71,44 @@ def _cells(board: Any) -> pd.DataFrame:
     return texts
 
 
-def _caption(board: Any) -> str | None:
+def _with_published(cells: pd.DataFrame, board: Any, anchors: Anchors | None) -> pd.DataFrame:
+    """A row of published scores below each architecture that has any, ours minus theirs in parentheses; at the end
+    those of other architectures."""
+    if anchors is None:
+        return cells
+    rows = []
+    for (_, texts), (_, ours) in zip(cells.iterrows(), board.iterrows(), strict=True):
+        rows.append(dict(texts))
+        anchor = anchors.beside(ours["arch"])
+        if anchor:
+            rows.append(_published(anchor, board, ours))
+    rows += [_published(anchor, board, {}) for anchor in anchors.alone]
+    return pd.DataFrame(rows, columns=cells.columns).fillna("")
+
+
+def _published(anchor: Anchor, board: Any, ours: Any) -> dict[str, str]:
+    texts = {"arch": f"published: {anchor.name}"}
+    for column in ("mean", *task_columns(board)):
+        if column in anchor.values:
+            texts[column.replace("_", " ")] = published_score(anchor.values[column], ours.get(column))
+    for column, head in (("params", "params"), ("flops", "FLOPs"), ("state_size", "state size")):
+        texts[head] = amount(anchor.values.get(column, float("nan")))
+    return texts
+
+
+def published_score(theirs: float, ours: float | None) -> str:
+    """'0.788 (+0.012)': published, and ours minus it."""
+    return f"{theirs:.3f}" + ("" if ours is None or pd.isna(ours) else f" ({ours - theirs:+.3f})")
+
+
+def _caption(board: Any, anchors: Anchors | None = None) -> str | None:
     incomplete = (board["settings_done"] < board["settings_total"]).sum()
-    return f"{incomplete} without a rank: not all settings have a result" if incomplete else None
+    parts = [f"{incomplete} without a rank: not all settings have a result"] if incomplete else []
+    if anchors:
+        parts.append("published scores: in parentheses ours minus theirs")
+        if anchors.left_out:
+            parts.append(f"columns of theirs that are not on this board: {', '.join(anchors.left_out)}")
+    return "; ".join(parts) or None
 
 
 def _scores(scores: Any, spreads: Any) -> list[str]:

@@ -5,6 +5,7 @@ import math
 import re
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
@@ -133,6 +134,34 @@ def test_the_score_is_the_one_the_runs_were_scored_by():
         build(both | {"train.score": "macro_accuracy"}, both | {"train.score": "accuracy"})
 
 
+def test_the_win_rate_is_the_share_of_the_others_beaten_averaged_over_settings():
+    rng = np.random.default_rng(0)
+    scores = {
+        (arch, task, length, seed): float(rng.choice([0.0, 0.25, 0.5, 0.75]))
+        for arch in "abcde"
+        for task, length in (("copy", 1), ("copy", 2), ("mqar", 1))
+        for seed in (0, 1)
+        if (arch, task, length) not in (("a", "copy", 1), ("b", "mqar", 1))
+    }
+    scores |= {("a", "alone", 1, 0): 1.0}
+    board = build(
+        *(row(a, task, score, seed=s, **{"task.seq_len": n}) for (a, task, n, s), score in scores.items()),
+        *(row("b", "mqar", 0.9, seed=s, status="failed", **{"task.seq_len": 1}) for s in (0, 1)),
+    )
+    for arch in "abcde":
+        shares = []
+        for task, length in {(task, n) for a, task, n, _ in scores if a == arch}:
+            own = {a: [scores[k] for k in scores if k[:3] == (a, task, length)] for a in "abcde"}
+            means = {a: sum(values) / len(values) for a, values in own.items() if values}
+            others = [a for a in means if a != arch]
+            if others:
+                wins = sum(1.0 if means[arch] > means[a] else 0.5 if means[arch] == means[a] else 0.0 for a in others)
+                shares.append(wins / len(others))
+        assert board.loc[arch, "win_rate"] == pytest.approx(sum(shares) / len(shares)), arch
+    assert math.isnan(build(row())["win_rate"].iloc[0])
+    assert build(row("x"), row("y"))["win_rate"].tolist() == [0.5, 0.5]
+
+
 def test_costs_are_the_largest_over_the_settings():
     board = build(
         row(params=10, flops=100, state_size=5, **{"task.seq_len": 1}),
@@ -223,8 +252,8 @@ def test_the_terminal_table_shows_scores_spread_costs_and_what_is_missing():
 def test_markdown_and_csv(tmp_path):
     board = leaderboard.build(pd.DataFrame([row("attention|hyena", accuracy=1 / 3), row("b", accuracy=0.25)]))
     lines = leaderboard.markdown(board).splitlines()
-    assert lines[0].startswith("| # | arch | mean | copy |") and lines[2].startswith(
-        "| 1 | attention\\|hyena | 0.333 |"
+    assert lines[0].startswith("| # | arch | mean | win rate | copy |") and lines[2].startswith(
+        "| 1 | attention\\|hyena | 0.333 | 1.000 | 0.333 |"
     )
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines[:4]}) == 1
     leaderboard.write_csv(board, tmp_path / "board.csv")
@@ -254,6 +283,16 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
         assert main(list(map(str, arguments))) == 2
         said = capsys.readouterr()
         assert message in said.err and "Traceback" not in said.err
+
+
+def test_the_command_publishes(tmp_path, capsys, monkeypatch):
+    store, told = sweep(tmp_path / "mine", record("a", 0.5)), []
+    monkeypatch.setattr("mad.trackers.publish_folder", lambda name, folder: told.append((name, folder)) or name != "x")
+    assert main([str(store.folder), "--publish", "wandb"]) == 0 and told == [("wandb", str(store.folder))]
+    assert main([str(store.folder), "--publish", "x"]) == 1  # not all could be published
+    monkeypatch.undo()
+    assert main([str(store.folder), "--publish", "wandbb"]) == 2
+    assert "unknown tracker 'wandbb' (did you mean 'wandb'?)" in capsys.readouterr().err
 
 
 def test_amounts():
