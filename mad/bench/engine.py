@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
         console.print(f"{args.engine}, {args.workers} workers: up after {start:.1f} s, then {each:.2f} ms a run")
         executed, distinct, recorded = shared(Path(place, "shared"), args.engine, args.runs, args.workers)
         counts = f"{executed} executed ({distinct} different), {recorded} recorded"
-        console.print(f"two processes, one folder: {args.runs} runs, {counts}")
+        console.print(f"two processes, one folder: {args.runs} runs, {counts}", soft_wrap=True)
 
 
 def alone(folder: Path, name: str, number: int, workers: int) -> tuple[float, float]:
