@@ -38,8 +38,8 @@ def work(run: Run, on_progress: Any = None) -> Record:
     if run.seed == CRASHES:
         os.kill(os.getpid(), signal.SIGSEGV)
     if run.seed == EATS:
-        hoard = [bytearray(200_000_000) for _ in range(50)]
-        raise AssertionError(f"{len(hoard)} blocks of 200 MB were to be had within a limit of {MEMORY} GB")
+        hoard = bytearray(10_000_000_000)
+        raise AssertionError(f"{len(hoard)} bytes were to be had within a limit of {MEMORY} GB")
     if run.seed == HANGS:
         time.sleep(3600)
     return training.train(run, on_progress=on_progress)

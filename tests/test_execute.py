@@ -156,21 +156,21 @@ def breaking(run, on_progress=None):
     if run.seed == 1:
         time.sleep(600)
     if run.seed == 2:
-        hoard = [bytearray(100_000_000) for _ in range(60)]
-        raise AssertionError(f"{len(hoard)} blocks of 100 MB within 2 GB")
+        hoard = bytearray(6 * GB)
+        raise AssertionError(f"{len(hoard)} bytes within 2 GB")
     if run.seed == 3:
         os.kill(os.getpid(), signal.SIGSEGV)
     return fine(run)
 
 
 def test_limits_of_time_and_memory_end_a_run_and_not_the_sweep(tmp_path):
-    machine = engine.build("local", breaking, workers=2, timeout=2.0, memory=2.0, retries=0)
+    machine = engine.build("local", breaking, workers=2, timeout=4.0, memory=2.0, retries=0)
     engine.execute(runs(6), Store(tmp_path), machine)
     found = {record.config["seed"]: record for record in Store(tmp_path).records()}
     assert {seed: record.failure for seed, record in found.items()} == {
         0: None, 1: "timeout", 2: "memory", 3: "killed", 4: None, 5: None,
     }  # fmt: skip
-    assert found[1].last_error == "TimeoutError: the run took longer than engine.timeout=2 seconds"
+    assert found[1].last_error == "TimeoutError: the run took longer than engine.timeout=4 seconds"
     assert "in breaking" in str(found[1].error)  # where it was
     assert "MemoryError" in str(found[2].last_error) and "in breaking" in str(found[2].error)
     assert "SIGSEGV" in str(found[3].last_error) and "in breaking" in str(found[3].error)
