@@ -149,11 +149,14 @@ def apply(overrides: list[Override], config: DictConfig) -> None:
             raise ValueError(f"{override.input_line!r}: every key is there already, leave out the sign before it")
         node, path = config, override.key_or_group.split(".")
         for depth, key in enumerate(path):
+            if isinstance(node, DictConfig) and len(node) == 0 and depth > 0:
+                break  # a mapping that takes any key
             if isinstance(node, DictConfig) and key not in node:
                 prefix = ".".join(path[:depth])
                 raise unknown("key", override.key_or_group, (f"{prefix}.{k}".lstrip(".") for k in map(str, node)))
             node = node[key] if isinstance(node, DictConfig) else None
-    ConfigLoaderImpl._apply_overrides_to_config(overrides, config)
+    with open_dict(config):  # for the keys of such mappings; all others are known to exist
+        ConfigLoaderImpl._apply_overrides_to_config(overrides, config)
 
 
 def _values(override: Override) -> list[str]:

@@ -64,7 +64,7 @@ def show(status: Status, console: Console) -> None:
     counts = Counter(record.status for record in status.records)
     parts = [f"{counts[name]} {name}" for name in ("ok", "diverged", "failed") if counts[name]]
     parts += [f"{len(status.running)} running"] if status.running else []
-    left = status.left - len(status.running)
+    left = status.left - len(status.running) - counts["failed"]
     parts += [f"{left} left"] if left > 0 else []
     time_left = f"; about {duration(status.seconds_left)} to go" if status.left and status.seconds_left else ""
     console.print(f"{status.name}: {len(status.planned)} runs: {', '.join(parts) or 'none begun'}{time_left}")

@@ -96,6 +96,8 @@ def run_points(points: Callable[[], list[Point]]) -> None:
             f"\nstopped; what had finished is in {store.folder}, the same command goes on from there", file=sys.stderr
         )
         sys.exit(130)
+    except engine.Unusable as error:
+        _refuse(error)
     mine = {run.id for run in runs}
     records = [record for record in store.records() if record.run_id in mine]
     _tell(summary)
@@ -111,6 +113,8 @@ def run_points(points: Callable[[], list[Point]]) -> None:
     tracker.publish(records, sweep["name"], store.folder)
     print(f"results in {store.folder}: results.csv, leaderboard.csv, .md and .html, runs/")
     failed = summary.counts["failed"]
+    if summary.left:
+        sys.exit(f"{summary.left} runs are left, the same command goes on with them")
     if failed:
         sys.exit(
             f"{failed} runs failed; their tracebacks are in {store.folder}/runs, the same command tries them again"
@@ -134,7 +138,9 @@ def prepare(points: Iterable[Point]) -> tuple[list[config.Run], dict[str, Any]]:
         sweep = {key: value for key, value in values.items() if key not in RUN_KEYS}
         try:
             resolved = ladder.resolve(values)
-            run = training.prepare({key: resolved[key] for key in RUN_KEYS})
+            machine = dict(sweep["engine"])
+            here = not engine.elsewhere(machine.pop("name", "local"), machine)
+            run = training.prepare({key: resolved[key] for key in RUN_KEYS}, here=here)
         except ValueError as error:
             reasons.setdefault(str(error), []).append(" ".join(map(str, overrides)) or "the configuration")
         else:

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from mad import engine
+from mad import engine, training
 from mad.config import Run
+from mad.engine.slurm import work_off
 from mad.records import Claims, Record, Store
 
 HAVE = {name: importlib.util.find_spec(name) is not None for name in ("ray", "submitit")}
@@ -60,8 +61,6 @@ def test_ray_loses_only_the_runs_that_are_at_fault(tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_ray_trains(tmp_path):
-    from mad import training
-
     given = {
         "task": {"name": "mqar", "vocab_size": 32, "seq_len": 16, "num_kv": 2},
         "arch": {"stack": "base_conv", "dim": 16},
@@ -89,11 +88,52 @@ def test_slurm_jobs_share_the_runs(tmp_path):
 @needs("submitit")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # submitit's own: processes that it does not wait for
-def test_jobs_that_end_without_their_runs_are_named(tmp_path):
+def test_runs_that_the_jobs_leave_are_left_and_not_failed(tmp_path, caplog):
     store = Store(tmp_path, "mine")
-    engine.execute(runs(2), store, engine.build("slurm", not_there, cluster="local", jobs=1))
-    for record in store.records():
-        assert record.failure == "killed" and "jobs ended without this run; their logs are in" in str(record.error)
+    summary = engine.execute(runs(2), store, engine.build("slurm", not_there, cluster="local", jobs=1))
+    assert summary.left == 2 and not store.records()
+    assert "all 1 jobs have ended and 2 runs are left: the same command submits again" in caplog.text
+    assert str(tmp_path / "slurm") in caplog.text
+
+
+@needs("submitit")
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_job_that_starts_later_repeats_no_failure(tmp_path):
+    store = Store(tmp_path, "mine")
+    before = {run.id: store.stamp(run.id) for run in runs(2)}
+    given = ([run.to_dict() for run in runs(2)], before, str(tmp_path), "mine", breaking, {"workers": 1})
+    for _ in range(2):
+        work_off(*given)
+        stamps = {run.id: store.stamp(run.id) for run in runs(2)}
+    work_off(*given)
+    assert stamps == {run.id: store.stamp(run.id) for run in runs(2)}
+
+
+@needs("submitit")
+def test_a_wrong_parameter_is_named(tmp_path):
+    machine = engine.build("slurm", breaking, cluster="local", parameters={"slurm_partitoin": "gpu", "nonsense": 1})
+    with pytest.raises(engine.Unusable, match="no job can be submitted, with engine.parameters=.*nonsense"):
+        engine.execute(runs(1), Store(tmp_path), machine)
+
+
+@needs("ray")
+def test_a_ray_that_is_not_there_is_named(tmp_path):
+    machine = engine.build("ray", breaking, address="auto")
+    with pytest.raises(engine.Unusable, match="Ray cannot be used at 'auto': .*"):
+        engine.execute(runs(1), Store(tmp_path), machine)
+
+
+def test_devices_of_other_machines_are_said(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert engine.elsewhere("slurm", {}) and not engine.elsewhere("slurm", {"cluster": "local"})
+    assert engine.elsewhere("ray", {"address": "head:6379"}) and not engine.elsewhere("ray", {"address": None})
+    assert not engine.elsewhere("local", {})
+    given = {"task": {"name": "mqar", "vocab_size": 32, "seq_len": 16, "num_kv": 2}, "arch": {"stack": "mlp", "dim": 8}}
+    with pytest.raises(ValueError, match="device=auto cannot be told here for runs on other machines"):
+        training.prepare(given, here=False)
+    run = training.prepare(given | {"device": "cuda"}, here=False)
+    assert (run.device, run.train.precision) == ("cuda", "bf16")
 
 
 class Unpicklable:

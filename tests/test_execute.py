@@ -6,6 +6,8 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 from mad import engine
 from mad.bench import engine as bench
 from mad.config import Run
-from mad.engine.base import Pending
+from mad.engine.base import Outcome, Pending
 from mad.records import Claims, Record, Store
 
 ROOT = Path(__file__).parents[1]
@@ -100,6 +102,56 @@ def test_another_sweep_s_folder_and_one_that_cannot_be_written_are_refused(tmp_p
         engine.execute(runs(1), Store(tmp_path / "file/sub"), engine.build("inline", fine))
 
 
+def test_what_is_done_while_the_folder_is_read_is_not_done_again(tmp_path):
+    class Meanwhile(Store):
+        """Another process stores the last run while the first is looked at."""
+
+        def done(self, run_id):
+            if run_id == runs(2)[0].id:
+                Store(tmp_path).write(fine(runs(2)[1]))
+            return super().done(run_id) if run_id == runs(2)[0].id else False
+
+    done = []
+    summary = engine.execute(runs(2), Meanwhile(tmp_path), engine.build("inline", lambda run, **_: noted(run, done)))
+    assert done == [0] and summary.elsewhere == 1
+
+
+def noted(run, done):
+    done.append(run.seed)
+    return fine(run)
+
+
+def test_a_late_failure_does_not_replace_a_result(tmp_path):
+    """An owner that was taken for dead wakes up, and its run times out."""
+
+    def work(run, on_progress=None):
+        Store(tmp_path).write(fine(run))  # the process that took it over is done
+        raise OSError("too late")
+
+    engine.execute(runs(1), Store(tmp_path), engine.build("inline", work))
+    assert statuses(Store(tmp_path)) == {0: "ok"}
+
+
+def test_waiting_for_others_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("mad.engine.execute"), "WAITING", 0.5)
+    (run,), shown, other = runs(1), Troubles(), Claims(tmp_path)
+    other.take(run.id)
+    threading.Timer(2.0, lambda: (Store(tmp_path).write(fine(run)), other.release(run.id))).start()
+    engine.execute([run], Store(tmp_path), engine.build("inline", fine), shown)
+    assert set(shown.messages) == {f"waiting for runs that other processes have; see python -m mad.status {tmp_path}"}
+
+
+def test_failures_since_an_earlier_time_are_settled(tmp_path):
+    store, done = Store(tmp_path), []
+    before = {run.id: store.stamp(run.id) for run in runs(2)}
+    store.write(Record(runs(2)[0].id, "failed", runs(2)[0].to_dict(), error="ValueError: x"))
+    work = engine.build("inline", lambda run, **_: noted(run, done))
+    engine.execute(runs(2), store, work, before=before)
+    assert done == [1]
+    engine.execute(runs(2), store, work)
+    assert done == [1, 0]
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # A full disk
 
@@ -135,7 +187,24 @@ def test_a_full_disk_delays_records_and_loses_none(tmp_path, monkeypatch):
     assert not Claims(tmp_path).all()
 
 
-def test_interrupted_on_a_full_disk_records_are_rescued(tmp_path):
+def test_ctrl_c_in_the_middle_of_writing_loses_nothing(tmp_path):
+    class Interrupted(Store):
+        once = True
+
+        def write(self, record):
+            if Interrupted.once:
+                Interrupted.once = False
+                raise KeyboardInterrupt
+            super().write(record)
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.execute(runs(3), Interrupted(tmp_path), engine.build("inline", fine))
+    assert statuses(Store(tmp_path)) == {0: "ok"}
+
+
+def test_interrupted_on_a_full_disk_records_are_rescued(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
     def work(run, on_progress=None):
         if run.seed == 2:
             raise KeyboardInterrupt
@@ -143,7 +212,7 @@ def test_interrupted_on_a_full_disk_records_are_rescued(tmp_path):
 
     shown = Troubles()
     with pytest.raises(KeyboardInterrupt):
-        engine.execute(runs(4), Full(tmp_path, times=10**9), engine.build("inline", work), shown)
+        engine.execute(runs(4), Full(tmp_path / "full", times=10**9), engine.build("inline", work), shown)
     place = re.search(r"2 records could not be written to .*; they are in (.*)/runs", shown.messages[-1])
     assert place and statuses(Store(place[1])) == {0: "ok", 1: "ok"}
 
@@ -215,6 +284,75 @@ def test_a_run_that_always_dies_is_recorded_after_its_retries(tmp_path):
     assert (record.status, record.failure, record.attempts) == ("failed", "killed", 3)
 
 
+def odd(run, on_progress=None):
+    """Ends its process without a word, by a signal that asks, or with more memory than it leaves behind."""
+    if run.seed == 0:
+        os._exit(0)
+    if run.seed == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    if run.seed == 2 and not HOARD:
+        HOARD.append(bytearray(GB))
+        raise MemoryError("no more")
+    return Record(run.id, "ok", run.to_dict(), metrics={"hoard": float(len(HOARD))})
+
+
+HOARD: list[bytearray] = []
+
+
+def test_odd_ends_are_told_apart(tmp_path):
+    engine.execute(runs(4), Store(tmp_path), engine.build("local", odd, workers=1, retries=1))
+    found = {record.config["seed"]: record for record in Store(tmp_path).records()}
+    assert (found[0].failure, found[0].attempts) == ("killed", 2) and "with status 0" in str(found[0].error)
+    assert found[1].failure == "killed" and "SIGTERM" in str(found[1].error)
+    assert found[2].status == "failed" and found[2].failure == "memory"  # in each new process, once
+    assert found[3].metrics == {"hoard": 0.0}  # a new process again
+
+
+def nearly(run, on_progress=None):
+    """Long enough to leave a traceback, and in time; then a run that is killed."""
+    if run.seed == 0:
+        time.sleep(2.9)
+        return fine(run)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_traceback_is_of_its_own_run(tmp_path):
+    engine.execute(runs(2), Store(tmp_path), engine.build("local", nearly, workers=1, timeout=3.2, retries=0))
+    found = {record.config["seed"]: record for record in Store(tmp_path).records()}
+    assert found[0].status == "ok" and "File" not in str(found[1].error) and found[1].failure == "killed"
+
+
+def test_a_clock_that_jumps_ends_no_run(tmp_path, monkeypatch):
+    real, began = time.time, time.monotonic()
+    monkeypatch.setattr(time, "time", lambda: real() + (7200 if time.monotonic() - began > 1.0 else 0))
+    engine.execute(runs(2), Store(tmp_path), engine.build("local", slow, workers=2, timeout=3600, retries=0))
+    assert statuses(Store(tmp_path)) == {0: "ok", 1: "ok"}
+
+
+def slow(run, on_progress=None):
+    time.sleep(4)
+    return fine(run)
+
+
+def raising(run, on_progress=None):
+    if run.task.get("kind") == "lines":
+        raise RuntimeError("CUDA error: unspecified\nCompile with `TORCH_USE_CUDA_DSA`\n\nand more")
+    raise ConnectionResetError("gone")
+
+
+def test_exceptions_are_retried_by_their_kind_and_named_by_their_first_line(tmp_path):
+    lines = runs(1, task={"name": "mqar", "kind": "lines"})
+    for retry_on, attempts in ((["OSError", "RuntimeError"], 2), (["ValueError"], 1)):
+        store = Store(tmp_path / str(attempts))
+        engine.execute(runs(1) + lines, store, engine.build("inline", raising, retry_on=retry_on))
+        found = {str(record.last_error): record.attempts for record in store.records()}
+        assert found == {
+            "ConnectionResetError: gone": attempts,
+            "RuntimeError: CUDA error: unspecified": attempts,
+        }
+
+
 PARENT = """
 import sys, time
 from pathlib import Path
@@ -256,13 +394,17 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
 
 def test_pending_asks_again_after_a_while():
     now, answers = [0.0], {0: [None, None, True], 1: [False], 2: [True]}
-    pending = Pending(runs(3), lambda run: answers[run.seed].pop(0), clock=lambda: now[0])
+    pending = Pending(runs(3), lambda run: answers[run.seed].pop(0), retries=1, clock=lambda: now[0])
     first = pending.next()
     assert first is not None and first.seed == 2
     assert pending and pending.next() is None and pending.next() is None and len(answers[0]) == 1
     now[0] += 1
     last = pending.next()
-    assert last is not None and last.seed == 0 and not pending and pending.attempts == {first.id: 1, last.id: 1}
+    assert last is not None and last.seed == 0 and not pending
+    answers[0] = [True]
+    assert pending.settle(last, Outcome(fine(last), again=True)) is None and pending.next() is last
+    record = pending.settle(last, Outcome(fine(last), again=True))
+    assert record is not None and record.attempts == 2 and not pending
 
 
 @pytest.mark.parametrize(
@@ -270,6 +412,7 @@ def test_pending_asks_again_after_a_while():
     [
         ({"timeout": 0}, "engine.timeout must be a number above 0, or null for no limit, got 0"),
         ({"memory": "4GB"}, "engine.memory must be a number above 0, .* got '4GB'"),
+        ({"retry_on": "OSError"}, r"engine.retry_on must be a list, as \[OSError\], got 'OSError'"),
         ({"retries": -1}, "engine.retries must be a whole number of at least 0, got -1"),
         ({"time_out": 3}, "'time_out' .did you mean 'timeout'"),
     ],

@@ -46,7 +46,7 @@ def _change(claims, run, **fields):
 def test_it_says_all_of_it(folder, capsys):
     assert status.main([str(folder)]) == 0
     shown = capsys.readouterr().out
-    assert "mine: 8 runs: 2 ok, 1 diverged, 1 failed, 2 running, 3 left; about 1:15 min to go" in shown
+    assert "mine: 8 runs: 2 ok, 1 diverged, 1 failed, 2 running, 2 left; about 1:15 min to go" in shown
     lines = {line.split("│")[2].strip(): line for line in shown.splitlines() if line.count("│") == 6}
     assert "1:01 h" in lines["node7"] and "no sign of life for 3:2" in lines["node7"] and "99" in lines["node7"]
     assert shown.count("gone: taken over by the next process") == 1

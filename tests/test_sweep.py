@@ -148,6 +148,19 @@ def test_400_points_of_text_are_checked_in_seconds(expand):
     assert time.perf_counter() - began < 10
 
 
+def test_parameters_of_an_engine_take_any_key(expand):
+    one = expand("engine=slurm", "device=cuda", "engine.parameters={slurm_partition: gpu, gpus_per_node: 1}")
+    assert all(v["engine"]["parameters"] == {"slurm_partition": "gpu", "gpus_per_node": 1} for v, _ in one)
+    other = expand("engine=slurm", "engine.parameters.slurm_partition=gpu", "engine.parameters.mem_gb=32")
+    assert all(v["engine"]["parameters"] == {"slurm_partition": "gpu", "mem_gb": 32} for v, _ in other)
+    runs, _ = sweep.prepare(one)
+    assert {run.device for run in runs} == {"cuda"}  # which this machine need not have
+    with pytest.raises(ValueError, match="device=auto cannot be told here"):
+        sweep.prepare(other)
+    with pytest.raises(ValueError, match="unknown key 'engine.jobz' .did you mean 'engine.jobs'"):
+        expand("engine=slurm", "engine.jobz=3")
+
+
 def test_the_same_point_is_one_run(expand):
     assert len(sweep.prepare(expand("task=mqar", "arch=hyena", "optim.lr=1e-3,0.001"))[0]) == 1
 
@@ -265,13 +278,14 @@ def test_text_from_the_command_line_to_the_table(tmp_path):
 def test_mistakes_end_in_one_line(tmp_path):
     for mistake, message in (
         ("engine=rai", "unknown engine 'rai' (did you mean 'ray'?)"),
-        ("engine=slurm", "engine=slurm needs"),
+        ("engine=slurm device=cpu", "engine=slurm needs"),
+        ("engine=slurm", "device=auto cannot be told here"),
         ("tracker=wandbb", "unknown tracker 'wandbb' (did you mean 'wandb'?)"),
         ("sweeps=quik", "unknown sweep 'quik' (did you mean 'quickstart'?)"),
         ("plugins=[nowhere.py]", "plugin 'nowhere.py' is not a file"),
         ("train.steps=abc", "'abc'"),
     ):
-        done = command(*TINY, mistake, f"results_dir={tmp_path}/none")
+        done = command(*TINY, *mistake.split(), f"results_dir={tmp_path}/none")
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not (tmp_path / "none").exists()
 

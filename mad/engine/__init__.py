@@ -5,7 +5,7 @@ for record in engine.run(runs): ...     # as they finish
 execute(runs, store, engine)            # the same, into a store, without what is already there
 """
 
-from mad.engine.base import Engine, Event, build, names, registry
+from mad.engine.base import Engine, Event, Unusable, build, elsewhere, names, registry
 from mad.engine.execute import Summary, execute
 from mad.engine.inline import Inline
 from mad.engine.local import Local
@@ -22,8 +22,10 @@ __all__ = [
     "Ray",
     "Slurm",
     "Summary",
+    "Unusable",
     "build",
     "display",
+    "elsewhere",
     "execute",
     "names",
     "registry",

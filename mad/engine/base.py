@@ -7,11 +7,11 @@ import re
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mad.config import Run
 from mad.records import Record
@@ -24,7 +24,11 @@ Work = Callable[..., Record]  # work(run, on_progress=...), as training.train
 Claim = Callable[[Run], bool | None]  # True: it is ours; False: it is done elsewhere; None: it is under way elsewhere
 
 POLL = 0.5  # seconds between two looks at what is under way elsewhere
-NO_MEMORY = re.compile(r"out of memory|can't allocate memory|MemoryError|Cannot allocate memory|OutOfMemoryError")
+NO_MEMORY = re.compile(r"out of memory|[Cc]an(not|'t) allocate memory|[Nn]ot enough memory|bad_alloc|MemoryError")
+
+
+class Unusable(ValueError):
+    """The engine cannot be had as it was asked for, which shows only as it starts."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,13 @@ class Event:
     progress: dict[str, Any] | None = None  # step, steps, accuracy
 
 
+class Outcome(NamedTuple):
+    """A run's record, and whether it failed in a way after which it is worth beginning again."""
+
+    record: Record
+    again: bool = False
+
+
 class Engine:
     """A place where runs execute.
 
@@ -43,7 +54,8 @@ class Engine:
         work: what is done with a run, None: `training.train`. It must be importable by name where other processes
             do the work.
         retries: how often a run is begun again whose worker died, ran out of memory or exceeded its time.
-        retry_on: names of exceptions after which it is begun again too, for instance [OSError].
+        retry_on: names of exceptions after which it is begun again too, for instance [OSError]; those derived from
+            them count as well.
     """
 
     claims = True  # False: its workers claim runs and write records themselves
@@ -51,7 +63,14 @@ class Engine:
 
     def __init__(self, work: Work | None = None, *, retries: int = 1, retry_on: Iterable[str] = ()):
         self.work = work
+        if isinstance(retry_on, str):
+            raise ValueError(f"engine.retry_on must be a list, as [{retry_on}], got {retry_on!r}")
         self.retries, self.retry_on = whole("retries", retries, 0), tuple(retry_on)
+
+    @classmethod
+    def elsewhere(cls, options: Mapping[str, Any]) -> bool:
+        """Whether an engine with these options runs on other machines, whose devices are not known here."""
+        return False
 
     def run(
         self, runs: list[Run], *, claim: Claim | None = None, on_event: Callable[[Event], None] | None = None
@@ -63,6 +82,9 @@ class Engine:
 
         Args:
             claim: asked before a run begins, where several processes share the work; None: all are ours.
+
+        Raises:
+            Unusable: the engine cannot start.
         """
         raise NotImplementedError
 
@@ -71,19 +93,18 @@ class Engine:
         """Where long runs keep their state."""
         return None if self.folder is None else self.folder / "checkpoints"
 
-    def tries_again(self, record: Record) -> bool:
-        """Whether a run that ended like this is begun once more."""
-        if record.status != "failed" or record.attempts > self.retries:
-            return False
-        name = (record.last_error or "").partition(":")[0].rpartition(".")[2]
-        return record.failure != "exception" or name in self.retry_on
-
 
 class Pending:
     """The runs still to begin, in order; those to be begun again come last."""
 
-    def __init__(self, runs: Iterable[Run], claim: Claim | None = None, clock: Callable[[], float] = time.monotonic):
-        self.runs, self.claim, self.clock = deque(runs), claim or (lambda run: True), clock
+    def __init__(
+        self,
+        runs: Iterable[Run],
+        claim: Claim | None = None,
+        retries: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.runs, self.claim, self.retries, self.clock = deque(runs), claim or (lambda run: True), retries, clock
         self.attempts: dict[str, int] = {}
         self._again = -1.0  # when those under way elsewhere are looked at again
 
@@ -106,9 +127,15 @@ class Pending:
             self._again = self.clock() + POLL
         return None
 
-    def retry(self, run: Run) -> None:
-        self.runs.append(run)
-        self._again = -1.0
+    def settle(self, run: Run, outcome: Outcome) -> Record | None:
+        """The record of a run that has ended; None: it is to be begun again."""
+        record = outcome.record
+        record.attempts = self.attempts[run.id]
+        if outcome.again and record.attempts <= self.retries:
+            self.runs.append(run)
+            self._again = -1.0
+            return None
+        return record
 
 
 def build(name: str, work: Work | None = None, **options: Any) -> Engine:
@@ -118,6 +145,12 @@ def build(name: str, work: Work | None = None, **options: Any) -> Engine:
         ValueError: the name, an option or its value is unknown, or something it needs is not there.
     """
     return registry.build(name, work, **options)
+
+
+def elsewhere(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether that engine runs on other machines. Raises ValueError for a name that does not exist."""
+    engine: Any = registry.get(name)
+    return engine.elsewhere(options)
 
 
 def whole(name: str, value: Any, low: int) -> int:
@@ -141,21 +174,26 @@ def positive_or_none(name: str, value: Any) -> float | None:
 
 
 def attempt(
-    work: Work | None, run: Run, on_progress: Callable[[dict[str, Any]], None], checkpoints: Path | None = None
-) -> Record:
+    work: Work | None,
+    run: Run,
+    on_progress: Callable[[dict[str, Any]], None],
+    checkpoints: Path | None = None,
+    retry_on: Iterable[str] = (),
+) -> Outcome:
     """Do the work; an exception becomes the record of a failed run."""
     began, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     try:
         if work is not None:
-            return work(run, on_progress=on_progress)
+            return Outcome(work(run, on_progress=on_progress))
         from mad import training  # imports torch, which the front door's `--help` need not wait for
 
         where = None if checkpoints is None else training.Checkpoints(checkpoints)
-        return training.train(run, on_progress=on_progress, checkpoints=where)
+        return Outcome(training.train(run, on_progress=on_progress, checkpoints=where))
     except Exception as error:
-        text = traceback.format_exc()
+        text, kinds = traceback.format_exc(), {kind.__name__ for kind in type(error).__mro__}
         failure = "memory" if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)) else "exception"
-        return failed(run, text, failure, started=started, seconds=time.perf_counter() - began)
+        record = failed(run, text, failure, started=started, seconds=time.perf_counter() - began)
+        return Outcome(record, failure == "memory" or not kinds.isdisjoint(retry_on))
 
 
 def failed(run: Run, error: str, failure: str, **fields: Any) -> Record:

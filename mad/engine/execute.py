@@ -7,16 +7,18 @@ a claim whose owner is gone is taken over. A record that cannot be written (a fu
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mad.config import Run
 from mad.engine.base import Engine
 from mad.engine.progress import Display, label
-from mad.records import STATUSES, Claims, Record, Store
+from mad.records import DONE, STATUSES, Claims, Record, Store
 
 AGAIN = 2.0  # seconds between two attempts to write what could not be written
+WAITING = 10.0  # seconds of nothing but waiting for others after which it is said
 
 
 @dataclass
@@ -25,6 +27,7 @@ class Summary:
 
     there: int = 0  # runs that had a result before
     elsewhere: int = 0  # runs that another process did meanwhile
+    left: int = 0  # runs that the engine could not get done
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STATUSES, 0))
     seconds: float = 0.0
 
@@ -40,6 +43,7 @@ def execute(
     progress: Display | None = None,
     sweep: str | None = None,
     claims: Claims | None = None,
+    before: Mapping[str, Any] | None = None,
 ) -> Summary:
     """Run what has no result yet, and return when all have one.
 
@@ -50,6 +54,8 @@ def execute(
         progress: shows what goes on, None: nothing is shown.
         sweep: the name in the records, None: the store's.
         claims: the store's claims, None: with the usual heartbeat.
+        before: the records' stamps (`Store.stamp`) at an earlier time, since which a failure counts as settled; None:
+            now, older failures are tried again.
 
     Raises:
         ValueError: the folder cannot be written to.
@@ -58,30 +64,38 @@ def execute(
     progress = progress or Display()
     distinct = {run.id: run for run in runs}
     store.plan({run_id: label(run) for run_id, run in distinct.items()})
+    stamps = dict(before or {}) or {run_id: store.stamp(run_id) for run_id in distinct}  # before anything is read
     todo = [run for run_id, run in distinct.items() if not store.done(run_id)]
-    before = {run.id: store.stamp(run.id) for run in todo}  # an older failure is tried again, a new one not
     summary, began = Summary(there=len(distinct) - len(todo)), time.perf_counter()
     engine.folder = store.folder.absolute()
     claims = claims or Claims(store.folder)
     desk = _Desk(store, claims, sweep or store.sweep, progress.on_trouble)
+    patience = _Patience(store, progress.on_trouble)
 
     def done_elsewhere(run_id: str) -> bool:
         stamp = store.stamp(run_id)
-        if stamp == before[run_id]:
+        if stamp == stamps[run_id]:
             return False
         if store.read(run_id) is None:  # gone again, or not readable
-            before[run_id] = store.stamp(run_id)
+            stamps[run_id] = store.stamp(run_id)
             return False
         return True
 
     def claim(run: Run) -> bool | None:
         desk.write_again()
-        if not done_elsewhere(run.id):
-            if not desk.claim(run.id):
-                return None
-            if not done_elsewhere(run.id):  # looked at again, now that it is ours
-                return True
-            claims.release(run.id)
+        try:
+            if not done_elsewhere(run.id):
+                if not claims.take(run.id):
+                    patience.lost()
+                    return None
+                if not done_elsewhere(run.id):  # looked at again, now that it is ours
+                    patience.won()
+                    return True
+                claims.release(run.id)
+        except OSError as error:
+            progress.on_trouble(f"no run can be claimed: {error}; tried again")
+            return None
+        patience.won()
         summary.elsewhere += 1
         progress.on_elsewhere(run)
         return False
@@ -104,30 +118,40 @@ def execute(
                 store.write_csv()
             except OSError as error:
                 progress.on_trouble(f"results.csv cannot be written: {error}; the records are complete")
+    summary.left = len(todo) - summary.executed - summary.elsewhere
     return summary
 
 
+class _Patience:
+    """Says so once, where for a while nothing is left but what other processes have."""
+
+    def __init__(self, store: Store, trouble: Callable[[str], None]):
+        self.store, self.trouble = store, trouble
+        self.since: float | None = None
+
+    def won(self) -> None:
+        self.since = None
+
+    def lost(self) -> None:
+        self.since = self.since or time.monotonic()
+        if time.monotonic() - self.since > WAITING:
+            self.trouble(f"waiting for runs that other processes have; see python -m mad.status {self.store.folder}")
+
+
 class _Desk:
-    """Claims runs, writes their records and gives the claims back; keeps what could not be written."""
+    """Writes records and gives their claims back; keeps what could not be written."""
 
     def __init__(self, store: Store, claims: Claims, sweep: str, trouble: Callable[[str], None]):
         self.store, self.claims, self.sweep, self.trouble = store, claims, sweep, trouble
         self.unwritten: list[Record] = []
         self._next = 0.0
 
-    def claim(self, run_id: str) -> bool:
-        try:
-            return self.claims.take(run_id)
-        except OSError as error:
-            self.trouble(f"no run can be claimed: {error}; tried again")
-            return False
-
     def take(self, record: Record) -> None:
         record.sweep = self.sweep
+        self.unwritten.append(record)  # at once: Ctrl-C may come at any time
         try:
-            self._write(record)
+            self._write()
         except OSError as error:
-            self.unwritten.append(record)
             self.trouble(f"a record cannot be written: {error}; it is kept and tried again")
 
     def write_again(self, patient: bool = True) -> None:
@@ -135,9 +159,7 @@ class _Desk:
             return
         self._next = time.monotonic() + AGAIN
         with contextlib.suppress(OSError):
-            while self.unwritten:
-                self._write(self.unwritten[0])
-                self.unwritten.pop(0)
+            self._write()
 
     def clear(self) -> None:
         """Wait until all is written."""
@@ -148,15 +170,25 @@ class _Desk:
     def rescue(self) -> None:
         """After an interruption: what cannot be written where it belongs goes where temporary files go."""
         self.write_again(patient=False)
-        if self.unwritten:
+        if not self.unwritten:
+            return
+        lost = f"{len(self.unwritten)} records could not be written to {self.store.folder}"
+        try:
             folder = Path(tempfile.mkdtemp(prefix=f"mad-{self.store.sweep}-"))
-            rescued = Store(folder, self.store.sweep)
             for record in self.unwritten:
-                rescued.write(record)
-            self.trouble(
-                f"{len(self.unwritten)} records could not be written to {self.store.folder}; they are in {folder}/runs"
-            )
+                Store(folder, self.store.sweep).write(record)
+        except OSError as error:
+            self.trouble(f"{lost}, nor elsewhere: {error}")
+        else:
+            self.trouble(f"{lost}; they are in {folder}/runs")
 
-    def _write(self, record: Record) -> None:
-        self.store.write(record)
-        self.claims.release(record.run_id)
+    def _write(self) -> None:
+        while self.unwritten:
+            record = self.unwritten[-1]
+            # an owner that was taken for dead may fail late, when another has done its run: that result stays
+            if record.status in DONE or not self.store.done(record.run_id):
+                self.store.write(record)
+            if record.status in DONE:
+                (self.store.folder / "checkpoints" / f"{record.run_id}.pt").unlink(missing_ok=True)
+            self.claims.release(record.run_id)
+            self.unwritten.pop()

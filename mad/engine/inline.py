@@ -16,16 +16,20 @@ class Inline(Engine):
         self, runs: list[Run], *, claim: Claim | None = None, on_event: Callable[[Event], None] | None = None
     ) -> Generator[Record, None, None]:
         tell = on_event or (lambda event: None)
-        pending = Pending(runs, claim)
+        pending = Pending(runs, claim, self.retries)
         while pending:
             run = pending.next()
             if run is None:
                 time.sleep(POLL)
                 continue
             tell(Event(0, run))
-            record = attempt(self.work, run, lambda progress, run=run: tell(Event(0, run, progress)), self.checkpoints)
-            record.attempts = pending.attempts[run.id]
-            if self.tries_again(record):
-                pending.retry(run)
-            else:
+            outcome = attempt(
+                self.work,
+                run,
+                lambda progress, run=run: tell(Event(0, run, progress)),
+                self.checkpoints,
+                self.retry_on,
+            )
+            record = pending.settle(run, outcome)
+            if record is not None:
                 yield record

@@ -6,11 +6,13 @@ killed while it holds the lock of a shared queue would silence all the others. W
 `mad.engine.worker`.
 """
 
+import contextlib
 import multiprocessing
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from mad.engine.base import (
     Claim,
     Engine,
     Event,
+    Outcome,
     Pending,
     Work,
     failed,
@@ -32,6 +35,7 @@ from mad.engine.base import (
 )
 from mad.records import Record
 
+VANISHED = 2.0  # seconds without its process after which a run is given up
 PRELOAD = ["mad.training"]  # imported once, in the server that workers are forked from
 
 
@@ -66,7 +70,7 @@ class Local(Engine):
         self, runs: list[Run], *, claim: Claim | None = None, on_event: Callable[[Event], None] | None = None
     ) -> Generator[Record, None, None]:
         tell = on_event or (lambda event: None)
-        pending = Pending(runs, claim)
+        pending = Pending(runs, claim, self.retries)
         devices = cuda_devices() if any(run.device == "cuda" for run in runs) else []
         number = min(self.workers or len(devices) or cores(), len(runs))
         context = _context()
@@ -89,15 +93,13 @@ class Local(Engine):
                     for progress in worker.told():
                         if worker.run is not None:
                             tell(Event(worker.index, worker.run, progress))
+                    worker.watch(self.timeout)
                 if woken in ready:
                     worker = workers[woken.recv()]
                     run = worker.run
                     assert run is not None
-                    record = worker.finish()
-                    record.attempts = pending.attempts[run.id]
-                    if self.tries_again(record):
-                        pending.retry(run)
-                    else:
+                    record = pending.settle(run, worker.finish())
+                    if record is not None:
                         yield record
         finally:
             for worker in workers:
@@ -117,10 +119,7 @@ class _Worker:
         self.index, self.context, self.engine, self.device, self.wake = index, context, engine, device, wake
         self.lifeline = lifeline
         self.run: Run | None = None
-        self.future: Future | None = None
-        handle, name = tempfile.mkstemp(prefix="mad-trace-")
-        os.close(handle)
-        self.trace = Path(name)  # where a process that is about to be stopped, or crashes, leaves its traceback
+        self.future: Any = None
         self._open()
 
     @property
@@ -130,52 +129,83 @@ class _Worker:
     def start(self, run: Run) -> None:
         if not self.pool.active:  # the process died between two runs
             self._reopen()
-        self.run = run
+        self.run, self.begun, self.pid = run, None, None
+        self.stopped: str | None = None  # why its process was stopped from here
         self.killed_before = inside.out_of_memory_kills()
-        self.future = self.pool.schedule(inside.execute, args=(run, self.engine.timeout), timeout=self.engine.timeout)
+        self.future = self.pool.schedule(inside.execute, args=(run, self.engine.timeout))
         self.future.add_done_callback(lambda future: self.wake.send(self.index))
 
     def told(self) -> Iterator[dict[str, Any]]:
         """The progress messages that have arrived."""
         while self.progress.poll():
-            yield self.progress.recv()
+            message = self.progress.recv()
+            if inside.BEGUN in message:
+                self.begun, self.pid = time.monotonic(), message[inside.BEGUN]
+            else:
+                yield message
 
-    def finish(self) -> Record:
-        """The record of the run that has ended, however it ended."""
+    def watch(self, timeout: float | None) -> None:
+        """Stop a run whose time is up, by a clock that does not jump, and one whose process has gone without a word."""
+        if self.run is None or self.begun is None or self.stopped or self.future.done():
+            return
+        if timeout is not None and time.monotonic() - self.begun > timeout:
+            self.stopped = "late"
+        elif self.pid is not None and not inside.exists(self.pid):
+            if self.missed is None:
+                self.missed = time.monotonic()
+            if time.monotonic() - self.missed > VANISHED:  # pebble had time to notice, and did not
+                self.stopped = "vanished"
+        if self.stopped and not self.future.cancel():  # it has just ended by itself
+            self.stopped = None
+
+    def finish(self) -> Outcome:
+        """What became of the run that has ended, however it ended."""
         run, future = self.run, self.future
         assert run is not None and future is not None
         self.run = self.future = None
-        error = future.exception()
-        record = future.result() if error is None else self._lost(run, error)
-        if not self.pool.active or (record.status == "failed" and self.device is not None):
-            self._reopen()  # a CUDA error may leave a context in which every later run fails too
-        return record
+        error = None
+        if not self.stopped:
+            error = future.exception()
+        outcome = future.result() if error is None and not self.stopped else self._lost(run, error)
+        spoilt = outcome.record.status == "failed" and (self.device is not None or outcome.record.failure == "memory")
+        if not self.pool.active or self.stopped or spoilt:
+            # after a CUDA error every later run may fail too, and what filled the memory may still be there
+            self._reopen()
+        return outcome
 
     def close(self) -> None:
         self.pool.stop()
         self.pool.join()
         self.progress.close()
         self._told.close()
-        self.trace.unlink(missing_ok=True)
+        shutil.rmtree(self.traces, ignore_errors=True)
 
     def _reopen(self) -> None:
         self.close()
-        self.trace.touch()
         self._open()
 
     def _open(self) -> None:
         self.progress, self._told = self.context.Pipe(duplex=False)
-        given = (self.engine.work, self.engine.checkpoints, self.device, self.engine.memory)
+        self.pid = self.begun = self.missed = self.stopped = None
+        # where processes that are about to be stopped, or crash, leave their tracebacks, each its own
+        self.traces = Path(tempfile.mkdtemp(prefix="mad-traces-"))
+        given = (self.engine.work, self.engine.checkpoints, self.engine.retry_on, self.device, self.engine.memory)
         self.pool = ProcessPool(
             max_workers=1, context=self.context, initializer=inside.initialise,
-            initargs=(*given, self._told, self.lifeline, str(self.trace)),
+            initargs=(*given, self._told, self.lifeline, str(self.traces)),
         )  # fmt: skip
 
-    def _lost(self, run: Run, error: BaseException) -> Record:
-        failure, reason = inside.explain(error, self.engine.timeout, self.killed_before)
-        trace = self.trace.read_text(errors="replace").strip()
-        self.trace.write_text("")
-        return failed(run, f"{trace}\n{reason}" if trace else reason, failure)
+    def _lost(self, run: Run, error: BaseException | None) -> Outcome:
+        if self.stopped == "late":
+            failure, reason = "timeout", inside.too_late(self.engine.timeout)
+        elif error is None:
+            failure, reason = "killed", "WorkerKilled: the worker process ended in mid-run, with status 0"
+        else:
+            failure, reason = inside.explain(error, self.killed_before)
+        trace = ""
+        with contextlib.suppress(OSError):
+            trace = (self.traces / str(self.pid)).read_text(errors="replace").strip()
+        return Outcome(failed(run, f"{trace}\n{reason}" if trace else reason, failure), failure != "exception")
 
 
 def _context() -> Any:

@@ -4,11 +4,12 @@ Actors rather than tasks, so that torch is imported once a worker. An actor that
 again on a new one. Ray's machines need mad installed, and see the results folder only where this process writes it.
 """
 
+import contextlib
 import importlib.util
 import os
 import socket
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from mad.engine.base import (
     Claim,
     Engine,
     Event,
+    Outcome,
     Pending,
+    Unusable,
     Work,
     attempt,
     failed,
@@ -27,6 +30,7 @@ from mad.engine.base import (
     registry,
     workers_or_none,
 )
+from mad.engine.worker import too_late
 from mad.records import Record
 
 REACHABLE_WITHIN = 5.0  # seconds
@@ -60,8 +64,6 @@ class Ray(Engine):
             raise ValueError(
                 "engine=ray needs Ray: pip install 'mad[ray]'; expected another engine, for instance local"
             )
-        if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
-            raise ValueError(f"engine.workers must be a whole number of at least 1, or null for all, got {workers!r}")
         if not isinstance(gpus, (int, float)) or isinstance(gpus, bool) or not gpus > 0:
             raise ValueError(f"engine.gpus must be a number above 0, the share of a GPU that a run takes, got {gpus!r}")
         self.workers, self.gpus = workers_or_none(workers), gpus
@@ -70,21 +72,26 @@ class Ray(Engine):
         if self.address and self.address not in ("auto", "local"):
             _reach(self.address)
 
+    @classmethod
+    def elsewhere(cls, options: Mapping[str, Any]) -> bool:
+        return (options.get("address") or os.environ.get("RAY_ADDRESS") or "local") != "local"
+
     def run(
         self, runs: list[Run], *, claim: Claim | None = None, on_event: Callable[[Event], None] | None = None
     ) -> Generator[Record, None, None]:
         ray = _ray()
         tell = on_event or (lambda event: None)
-        pending = Pending(runs, claim)
+        pending = Pending(runs, claim, self.retries)
         mine = not ray.is_initialized()
-        if mine:
-            given: dict[str, Any] = {"address": self.address} if self.address else {"num_cpus": self.workers}
-            ray.init(**given, include_dashboard=None if self.address else False, log_to_driver=False)
-        on_gpu = any(run.device == "cuda" for run in runs)
-        number = min(self.workers or self._room(ray, on_gpu), len(runs))
-        actor = ray.remote(num_cpus=1, num_gpus=self.gpus if on_gpu else 0)(Actor)
-        workers = [_Worker(i, lambda: actor.remote(self.work, self.checkpoints)) for i in range(number)]
+        workers: list[_Worker] = []
         try:
+            if mine:
+                self._start(ray)
+            on_gpu = any(run.device == "cuda" for run in runs)
+            number = min(self.workers or self._room(ray, on_gpu), len(runs))
+            actor = ray.remote(num_cpus=1, num_gpus=self.gpus if on_gpu else 0)(Actor)
+            given = (self.work, self.checkpoints, self.retry_on)
+            workers += [_Worker(i, lambda: actor.remote(*given)) for i in range(number)]
             while pending or any(worker.run for worker in workers):
                 for worker in workers:
                     run = pending.next() if worker.ready and worker.run is None else None
@@ -99,19 +106,25 @@ class Ray(Engine):
                 late = [w for w in workers if w.run and self.timeout and time.monotonic() - w.began > self.timeout]
                 for worker in [*ended, *(w for w in late if w not in ended)]:
                     run = worker.run
-                    record = worker.finish(ray, worker not in ended, self.timeout)
-                    if run is None or record is None:
-                        continue
-                    record.attempts = pending.attempts[run.id]
-                    if self.tries_again(record):
-                        pending.retry(run)
-                    else:
+                    outcome = worker.finish(ray, worker not in ended, self.timeout)
+                    record = pending.settle(run, outcome) if run and outcome else None
+                    if record is not None:
                         yield record
         finally:
             for worker in workers:
-                ray.kill(worker.actor)
+                with contextlib.suppress(Exception):  # a cluster that has gone
+                    ray.kill(worker.actor)
             if mine:
                 ray.shutdown()
+
+    def _start(self, ray: Any) -> None:
+        given: dict[str, Any] = {"address": self.address} if self.address else {"num_cpus": self.workers}
+        dashboard = None if self.address else False
+        try:
+            ray.init(**given, include_dashboard=dashboard, log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            where = f" at {self.address!r}" if self.address else " on this machine"
+            raise Unusable(f"Ray cannot be used{where}: {' '.join(str(error).split())}") from error
 
     def _room(self, ray: Any, on_gpu: bool) -> int:
         there = ray.cluster_resources()
@@ -121,19 +134,19 @@ class Ray(Engine):
 class Actor:
     """In a process of Ray's."""
 
-    def __init__(self, work: Work | None, checkpoints: Path | None):
+    def __init__(self, work: Work | None, checkpoints: Path | None, retry_on: tuple[str, ...]):
         import torch
 
         torch.set_num_threads(1)  # the other cores belong to the other actors
         if work is None:
             import mad.training  # noqa: F401 - now, not in the time of the first run
-        self.work, self.checkpoints = work, checkpoints
+        self.work, self.checkpoints, self.retry_on = work, checkpoints, retry_on
 
     def ready(self) -> None:
         """Answers when the process is up: until then it holds no run."""
 
-    def execute(self, run: Run) -> Record:
-        return attempt(self.work, run, lambda progress: None, self.checkpoints)
+    def execute(self, run: Run) -> Outcome:
+        return attempt(self.work, run, lambda progress: None, self.checkpoints, self.retry_on)
 
 
 @dataclass
@@ -151,15 +164,15 @@ class _Worker:
         self.run, self.began = run, time.monotonic()
         self.ref = self.actor.execute.remote(run)
 
-    def finish(self, ray: Any, late: bool, timeout: float | None) -> Record | None:
-        """The record of the run that has ended or has run out of time; None: the actor has come up."""
+    def finish(self, ray: Any, late: bool, timeout: float | None) -> Outcome | None:
+        """What became of the run that has ended or has run out of time; None: the actor has come up."""
         run, ref = self.run, self.ref
         self.run = self.ref = None
         if late:
             assert run is not None
             ray.kill(self.actor)
             self._open()
-            return failed(run, f"TimeoutError: the run took longer than engine.timeout={timeout:g} seconds", "timeout")
+            return Outcome(failed(run, too_late(timeout), "timeout"), True)
         try:
             result = ray.get(ref)
         except ray.exceptions.RayError as error:
@@ -168,7 +181,8 @@ class _Worker:
                 raise  # an actor that cannot even start: its reason is the sweep's
             memory = isinstance(error, ray.exceptions.OutOfMemoryError)
             reason = " ".join(str(error).partition("Some common causes")[0].split())
-            return failed(run, f"WorkerKilled: {type(error).__name__}: {reason}", "memory" if memory else "killed")
+            text = f"WorkerKilled: {type(error).__name__}: {reason}"
+            return Outcome(failed(run, text, "memory" if memory else "killed"), True)
         self.ready = True
         return result
 

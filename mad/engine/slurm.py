@@ -5,18 +5,21 @@ which the others take over; the same command submits again for what is left.
 """
 
 import importlib.util
+import logging
 import shutil
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 from mad.config import Run
-from mad.engine.base import POLL, Claim, Engine, Event, Work, build, failed, positive_or_none, registry, whole
+from mad.engine.base import POLL, Claim, Engine, Event, Unusable, Work, build, positive_or_none, registry, whole
 from mad.engine.execute import execute
 from mad.records import Record, Store
 from mad.registry import unknown
 
 CLUSTERS = ("slurm", "local")
+
+log = logging.getLogger(__name__)
 
 
 @registry.register("slurm")
@@ -60,6 +63,10 @@ class Slurm(Engine):
         self.parameters, self.cluster = dict(parameters or {}), cluster
         self.timeout = positive_or_none("timeout", timeout)
 
+    @classmethod
+    def elsewhere(cls, options: Mapping[str, Any]) -> bool:
+        return options.get("cluster", "slurm") == "slurm"
+
     def run(
         self, runs: list[Run], *, claim: Claim | None = None, on_event: Callable[[Event], None] | None = None
     ) -> Generator[Record, None, None]:
@@ -70,42 +77,53 @@ class Slurm(Engine):
         import submitit
 
         store = Store(self.folder)
-        executor = submitit.AutoExecutor(folder=self.folder / "slurm", cluster=self.cluster)
-        executor.update_parameters(name=f"mad-{store.sweep}", timeout_min=self.minutes, **self.parameters)
         options: dict[str, Any] = {"timeout": self.timeout, "retries": self.retries, "retry_on": list(self.retry_on)}
         if self.cluster == "local":
             options["workers"] = 1
-        given = ([run.to_dict() for run in runs], str(self.folder), store.sweep, self.work, options)
         before = {run.id: store.stamp(run.id) for run in runs}
-        with executor.batch():  # one array
-            jobs = [executor.submit(work_off, *given) for _ in range(min(self.jobs, len(runs)))]
+        given = ([run.to_dict() for run in runs], before, str(self.folder), store.sweep, self.work, options)
+        try:
+            executor = submitit.AutoExecutor(folder=self.folder / "slurm", cluster=self.cluster)
+            executor.update_parameters(name=f"mad-{store.sweep}", timeout_min=self.minutes, **self.parameters)
+            with executor.batch():  # one array
+                jobs = [executor.submit(work_off, *given) for _ in range(min(self.jobs, len(runs)))]
+        except (NameError, TypeError, ValueError, OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise Unusable(f"no job can be submitted, with engine.parameters={self.parameters}: {reason}") from error
         left = {run.id: run for run in runs}
         try:
             while left:
                 over = all(job.done() for job in jobs)  # before the folder is looked at
-                for run_id, run in list(left.items()):
+                for run_id in list(left):
                     record = store.read(run_id) if store.stamp(run_id) != before[run_id] else None
-                    if record is None and over:
-                        record = failed(run, self._reason(jobs), "killed")
-                        store.write(record)
                     if record is not None:
                         del left[run_id]
                         yield record
+                if over:
+                    break
                 time.sleep(POLL)
+            if left:  # a time limit, or none could begin
+                log.warning("all %d jobs have ended and %d runs are left%s", len(jobs), len(left), self._reason(jobs))
         finally:
-            if left:  # interrupted; otherwise the jobs find nothing to do and end by themselves
-                for job in jobs:
-                    job.cancel()
+            for job in jobs if left else []:  # interrupted; otherwise they find nothing to do, and end by themselves
+                job.cancel()
             if self.cluster == "local":
                 for job in jobs:
                     job.wait()
 
     def _reason(self, jobs: list[Any]) -> str:
         logs = next((text for job in jobs if (text := (job.stderr() or "").strip())), "")
-        reason = f"WorkerKilled: all {len(jobs)} jobs ended without this run; their logs are in {self.folder}/slurm"
-        return f"{logs[-2000:]}\n{reason}"
+        said = f"; one of them said:\n{logs[-2000:]}" if logs else ""
+        return f": the same command submits again. Their logs are in {self.folder}/slurm{said}"
 
 
-def work_off(runs: list[dict[str, Any]], folder: str, sweep: str, work: Work | None, options: dict[str, Any]) -> None:
-    """In a job: claim and do what is left."""
-    execute([Run.of(run) for run in runs], Store(folder, sweep), build("local", work, **options))
+def work_off(
+    runs: list[dict[str, Any]],
+    before: dict[str, tuple[int, int] | None],
+    folder: str,
+    sweep: str,
+    work: Work | None,
+    options: dict[str, Any],
+) -> None:
+    """In a job: claim and do what is left. What has failed since the submission is not begun again."""
+    execute([Run.of(run) for run in runs], Store(folder, sweep), build("local", work, **options), before=before)

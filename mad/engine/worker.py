@@ -3,37 +3,40 @@
 import contextlib
 import faulthandler
 import os
+import shutil
 import signal
 import sys
 import threading
-from concurrent.futures import TimeoutError as RanOutOfTime
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TextIO
 
 from mad.config import Run
-from mad.engine.base import Work, attempt
-from mad.records import Record
+from mad.engine.base import Outcome, Work, attempt
 
 CAN_LIMIT_MEMORY = sys.platform == "linux"
 OUT_OF_MEMORY_KILLS = ("/sys/fs/cgroup/memory.events", "/proc/vmstat")  # where the kernel counts them
 
+BEGUN = "begun"  # key of the message with which a run begins: the process's number
+
 _work: Work | None = None
 _checkpoints: Path | None = None
+_retry_on: tuple[str, ...] = ()
 _told: Connection | None = None
 _trace: TextIO | None = None
 
 
 def initialise(
-    work: Work | None, checkpoints: Path | None, device: str | None, memory: float | None, told: Connection,
-    lifeline: Connection, trace: str,
+    work: Work | None, checkpoints: Path | None, retry_on: tuple[str, ...], device: str | None, memory: float | None,
+    told: Connection, lifeline: Connection, traces: str,
 ) -> None:  # fmt: skip
     """Once in each worker, before its first run."""
-    global _work, _checkpoints, _told, _trace
-    _work, _checkpoints, _told = work, checkpoints, told
-    _trace = open(trace, "w")  # noqa: SIM115 - open as long as the process
+    global _work, _checkpoints, _retry_on, _told, _trace
+    _work, _checkpoints, _retry_on, _told = work, checkpoints, retry_on, told
+    _trace = open(Path(traces, str(os.getpid())), "w")  # noqa: SIM115 - open as long as the process
     faulthandler.enable(_trace)  # a crash in native code has a traceback too
-    threading.Thread(target=_end_with, args=(lifeline,), name="lifeline", daemon=True).start()
+    threading.Thread(target=_end_with, args=(lifeline, traces), name="lifeline", daemon=True).start()
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device  # before CUDA starts
         return
@@ -48,38 +51,58 @@ def initialise(
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
-def execute(run: Run, timeout: float | None) -> Record:
+def execute(run: Run, timeout: float | None) -> Outcome:
     assert _told is not None and _trace is not None
+    _trace.seek(0)
+    _trace.truncate()  # what an earlier run left, which came in time after all
+    _told.send({BEGUN: os.getpid()})
     if timeout is not None:  # shortly before the process is stopped, it writes where it is
         faulthandler.dump_traceback_later(max(0.9 * timeout, timeout - 1), file=_trace)
     try:
-        return attempt(_work, run, _told.send, _checkpoints)
+        return attempt(_work, run, _told.send, _checkpoints, _retry_on)
     finally:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _end_with(lifeline: Connection) -> None:
+def _end_with(lifeline: Connection, traces: str) -> None:
     """A worker whose parent was killed ends too: nothing would take its results."""
     with contextlib.suppress(EOFError, OSError):
         lifeline.recv()
+    shutil.rmtree(traces, ignore_errors=True)
     os._exit(1)
 
 
-def explain(error: BaseException, timeout: float | None, killed_before: int) -> tuple[str, str]:
+def too_late(timeout: float | None) -> str:
+    return f"TimeoutError: the run took longer than engine.timeout={timeout:g} seconds"
+
+
+def explain(error: BaseException, killed_before: int) -> tuple[str, str]:
     """(failure, reason) of a run whose process ended without a record."""
-    if isinstance(error, (TimeoutError, RanOutOfTime)):
-        return "timeout", f"TimeoutError: the run took longer than engine.timeout={timeout:g} seconds"
     code: Any = getattr(error, "exitcode", None)
     if not isinstance(code, int):
-        return "exception", f"{type(error).__name__}: the worker process could not do the run: {error}"
+        failure = "killed" if isinstance(error, BrokenProcessPool) else "exception"
+        return failure, f"{type(error).__name__}: the worker process could not do the run: {error}"
     try:
-        killer = signal.Signals(-code).name
+        killer = signal.Signals(code if code == signal.SIGTERM else -code).name  # pebble's handler exits with 15
     except ValueError:
         return "killed", f"WorkerKilled: the worker process exited with status {code}"
     if killer == "SIGKILL" and out_of_memory_kills() > killed_before:
         return "memory", "WorkerKilled: the machine ran out of memory and ended the process; try fewer engine.workers"
     hint = "; the machine may be out of memory, try fewer engine.workers" if killer == "SIGKILL" else ""
     return "killed", f"WorkerKilled: the worker process was ended by {killer}{hint}"
+
+
+def exists(pid: int) -> bool:
+    """Whether there is such a process. True where that cannot be asked without harm."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def out_of_memory_kills() -> int:

@@ -182,6 +182,8 @@ def _born(pid: int) -> str | None:
     except OSError:
         if Path("/proc/self/stat").exists():
             return None
+        if os.name == "nt":  # asking by a signal would send one
+            return ""
         try:
             os.kill(pid, 0)
         except ProcessLookupError:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def replace(path: Path, content: str | bytes | memoryview) -> None:
-    """Write `content` to `path` in one piece: a reader sees the old content or the new."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    """Write `content` to `path` in one piece: a reader sees the old content or the new.
+
+    The temporary name is random: process numbers of two machines that share a folder may be equal.
+    """
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(temporary, path)

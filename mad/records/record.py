@@ -68,6 +68,9 @@ class Record:
 
     @property
     def last_error(self) -> str | None:
-        """The last line of the traceback: what went wrong, without where."""
+        """What went wrong, without where: the line after the traceback's last frame."""
         lines = (self.error or "").strip().splitlines()
-        return lines[-1].strip() if lines else None
+        frames = [i for i, line in enumerate(lines) if line.startswith('  File "')]
+        after = lines[frames[-1] + 1 :] if frames else lines
+        plain = [line for line in after if line.strip() and not line.startswith((" ", "Extension modules", "Thread"))]
+        return (plain[0] if plain and frames else lines[-1]).strip() if lines else None

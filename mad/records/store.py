@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class Store:
-    """A sweep's folder of records. Nothing is made until the first record is written.
+    """A sweep's folder of records. Nothing is made until `make`, `plan` or the first record.
 
     Nothing is cached either: several processes, on several machines, may write to one folder.
 
@@ -74,7 +75,7 @@ class Store:
         """
         try:
             self._make()
-            probe = self.folder / f".{os.getpid()}.tmp"
+            probe = self.folder / f".{secrets.token_hex(4)}.tmp"
             probe.touch()
             probe.unlink()
         except OSError as error:
@@ -139,7 +140,7 @@ class Store:
         except ValueError as error:  # not UTF-8, not JSON, or not a record
             aside = path.with_name(path.name + ".corrupt")
             log.warning("%s cannot be read (%s); set aside as %s, the run counts as not done", path, error, aside.name)
-            with contextlib.suppress(FileNotFoundError):  # another reader was faster
+            with contextlib.suppress(OSError):  # another reader was faster, or the folder is not ours to change
                 os.replace(path, aside)
             self.corrupt.append(aside)
             return None

@@ -1,12 +1,13 @@
 """The state of a run that takes long, kept so that a run which is interrupted goes on to the same curve.
 
-One file a run, written in one piece, no more often than every few minutes: tiny runs never write one. It is removed
-when the run has its record.
+One file a run, written in one piece, no more often than every few minutes: tiny runs never write one. Whoever stores
+the run's record removes it.
 """
 
 import contextlib
 import io
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from mad.records import replace
+from mad.training import host
 
 MINUTES = 5.0
 
@@ -26,6 +28,10 @@ class Checkpoints:
     minutes: float = MINUTES
 
 
+class Outdated(Exception):
+    """The checkpoint is of other code; it is gone now, and the run begins afresh."""
+
+
 class Checkpoint:
     """The checkpoint of one run; without a folder there is none."""
 
@@ -35,18 +41,29 @@ class Checkpoint:
         self._last = time.monotonic()
 
     def load(self, device: str) -> dict[str, Any] | None:
-        """The state as it was saved, random numbers restored; None where there is none, or none that can be read."""
+        """The state as it was saved, random numbers restored; None where there is none that can be gone on from."""
         if self.path is None or not self.path.exists():
             return None
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
+            if state["code"] != _code(device):
+                raise ValueError("it is of other code, or of another device")
             torch.set_rng_state(state["rng"])
             if device == "cuda":
                 torch.cuda.set_rng_state(state["cuda_rng"])
-        except Exception:  # cut off, or of another torch: the run begins afresh
+        except Exception:  # cut off, or of something else: the run begins afresh
             self.remove()
             return None
         return state
+
+    @contextlib.contextmanager
+    def fitting(self) -> Iterator[None]:
+        """Inside, a state is taken up. What does not fit is removed, and the run begun again: see `Outdated`."""
+        try:
+            yield
+        except (KeyError, RuntimeError, ValueError) as error:
+            self.remove()
+            raise Outdated(str(error)) from error
 
     def due(self) -> bool:
         return self.path is not None and time.monotonic() - self._last >= self.every
@@ -54,13 +71,15 @@ class Checkpoint:
     def save(self, device: str, state: dict[str, Any]) -> None:
         """Write the state and that of the random numbers; a full disk costs the checkpoint, not the run."""
         assert self.path is not None
-        state = state | {"rng": torch.get_rng_state()}
+        state = state | {"code": _code(device), "rng": torch.get_rng_state()}
         if device == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state()
         buffer = io.BytesIO()
         torch.save(state, buffer)
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            for cut_off in self.path.parent.glob(f"{self.path.name}.*.tmp"):  # of a process that was killed
+                cut_off.unlink()
             replace(self.path, buffer.getbuffer())
         self._last = time.monotonic()
 
@@ -68,3 +87,8 @@ class Checkpoint:
         if self.path is not None:
             with contextlib.suppress(OSError):
                 self.path.unlink()
+
+
+def _code(device: str) -> list[str]:
+    """What decides the curve besides the configuration: two kinds of code, or of device, must not share one."""
+    return [str(host.git_commit()), *map(str, host.versions().items()), str(host.device_name(device))]

@@ -4,6 +4,7 @@ Nothing in a step waits for the device: losses are summed there and read once pe
 yields whenever it has queued a step, so that one thread may interleave several on a GPU.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -15,7 +16,7 @@ import torch
 from mad.config import Run
 from mad.records import Record
 from mad.training import budget, data, host
-from mad.training.checkpoint import Checkpoint, Checkpoints
+from mad.training.checkpoint import Checkpoint, Checkpoints, Outdated
 from mad.training.evaluate import evaluate, loss_of
 from mad.training.prepare import build_model, build_task, cost, prepare
 from mad.training.schedule import learning_rate
@@ -43,13 +44,15 @@ def train(
         ValueError: the run cannot be; see `prepare`.
     """
     run = prepare(run)
-    with host.repeatable(run.seed, run.device, run.train.deterministic):
-        steps = _steps(run, on_progress, Checkpoint(checkpoints, run.id))
-        while True:
-            try:
-                next(steps)
-            except StopIteration as stop:
-                return stop.value
+    checkpoint = Checkpoint(checkpoints, run.id)
+    while True:
+        with host.repeatable(run.seed, run.device, run.train.deterministic), contextlib.suppress(Outdated):
+            steps = _steps(run, on_progress, checkpoint)
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as stop:
+                    return stop.value
 
 
 def _steps(run: Run, on_progress: Progress | None, checkpoint: Checkpoint) -> Generator[None, None, Record]:
@@ -74,10 +77,11 @@ def _steps(run: Run, on_progress: Progress | None, checkpoint: Checkpoint) -> Ge
     status, step, curve, seen, before = "ok", 0, [], 0, 0.0
     saved = checkpoint.load(run.device)
     if saved is not None:
-        step, curve, seen, before = saved["step"], saved["curve"], saved["seen"], saved["seconds"]
-        model.load_state_dict(saved["model"])
-        update.load(saved["update"])
-        batches.load(saved["batches"])
+        with checkpoint.fitting():
+            step, curve, seen, before = (saved[key] for key in ("step", "curve", "seen", "seconds"))
+            model.load_state_dict(saved["model"])
+            update.load(saved["update"])
+            batches.load(saved["batches"])
     while step < steps:
         if checkpoint.due():
             state = {"model": model.state_dict(), "update": update.state(), "batches": batches.state()}
@@ -105,7 +109,7 @@ def _steps(run: Run, on_progress: Progress | None, checkpoint: Checkpoint) -> Ge
         valid = measure(data.load(task, num_test, run.seed, "valid", run.device))
         names = ("accuracy", "macro_accuracy", "loss", *task.of_loss(0.0))
         metrics |= {f"valid_{name}": valid[name] for name in names}
-    record = Record(
+    return Record(
         run_id=run.id,
         status=status,
         config=run.to_dict(),
@@ -119,8 +123,6 @@ def _steps(run: Run, on_progress: Progress | None, checkpoint: Checkpoint) -> Ge
         git_commit=host.git_commit(),
         versions=host.versions(),
     )
-    checkpoint.remove()
-    return record
 
 
 class Update:

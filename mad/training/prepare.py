@@ -22,10 +22,13 @@ CHOICES = {
 }
 
 
-def prepare(given: Run | Mapping[str, Any]) -> Run:
+def prepare(given: Run | Mapping[str, Any], *, here: bool = True) -> Run:
     """The run with nothing left to choose: task options, expanded stack, sizes, precision and device.
 
     Its task and its model are built once, to see that they can be. `prepare` of a prepared run is that run.
+
+    Args:
+        here: whether it is to run on this machine, whose devices are known, or on another one.
 
     Raises:
         ValueError: anything unknown or impossible; the message names it, what was expected and the nearest choice.
@@ -55,7 +58,7 @@ def prepare(given: Run | Mapping[str, Any]) -> Run:
     _check_sequences(run, task)
     if task.is_corpus or train.tokens or train.budget_flops:
         train.stop_at = None
-    run.device = _device(run.device)
+    run.device = _device(run.device, here)
     if train.precision == "auto":
         train.precision = "bf16" if run.device == "cuda" else "fp32"
     return run
@@ -137,7 +140,11 @@ def _check_sequences(run: Run, task: Any) -> None:
             )
 
 
-def _device(device: str) -> str:
+def _device(device: str, here: bool) -> str:
+    if not here:
+        if device == "auto":
+            raise ValueError("device=auto cannot be told here for runs on other machines; expected device=cuda or cpu")
+        return device
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch sees no CUDA device here; expected device=cpu or device=auto")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

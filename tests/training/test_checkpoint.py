@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from mad import training
-from mad.training import Checkpoints, loop
+from mad import engine, training
+from mad.records import Record, Store
+from mad.training import Checkpoints, host, loop
 from mad.training.checkpoint import Checkpoint
 
 
@@ -47,7 +48,7 @@ def test_it_goes_on_to_the_same_curve(run, tmp_path, monkeypatch):
     record = training.train(run, checkpoints=where)
     assert outcome(record) == outcome(want) and record.seconds > 0
     assert len(trained) == 24 - 14  # not from the beginning
-    assert not list(where.folder.iterdir())
+    assert len(list(where.folder.iterdir())) == 1  # until the record is stored
 
 
 def test_short_runs_write_none(run, tmp_path):
@@ -61,6 +62,42 @@ def test_one_that_cannot_be_read_is_begun_afresh(run, tmp_path):
     (where.folder / f"{run.id}.pt").write_bytes(b"PK cut off")
     assert outcome(training.train(run, checkpoints=where)) == outcome(training.train(run))
     assert not list(where.folder.iterdir())
+
+
+@pytest.mark.parametrize("change", ["commit", "weights", "key"])
+def test_one_of_other_code_is_not_gone_on_from(run, tmp_path, monkeypatch, change):
+    where = Checkpoints(tmp_path / "checkpoints", minutes=0)
+    with monkeypatch.context() as other, pytest.raises(KeyboardInterrupt):
+        if change == "commit":
+            other.setattr(host, "git_commit", lambda: "another")
+        training.train(run, interrupt_at(5), where)
+    (path,) = where.folder.iterdir()
+    if change != "commit":  # the same commit, with files that differ
+        state = torch.load(path, weights_only=True)
+        if change == "weights":
+            state["model"].popitem()
+        else:
+            del state["seen"]
+        torch.save(state, path)
+    where = Checkpoints(where.folder, minutes=60)
+    assert outcome(training.train(run, checkpoints=where)) == outcome(training.train(run))
+    assert not list(where.folder.iterdir())
+
+
+def test_what_a_killed_process_left_half_written_is_cleared(run, tmp_path):
+    (tmp_path / f"{run.id}.pt.0123.tmp").write_bytes(b"half")
+    Checkpoint(Checkpoints(tmp_path, minutes=0), run.id).save("cpu", {"step": 1})
+    assert [file.name for file in tmp_path.glob("*.pt*")] == [f"{run.id}.pt"]
+
+
+def test_a_stored_record_ends_its_checkpoint(run, tmp_path):
+    path = tmp_path / "checkpoints" / f"{run.id}.pt"
+    path.parent.mkdir()
+    path.write_bytes(b"anything")
+    engine.execute([run], Store(tmp_path), engine.build("inline", lambda run, **_: Record(run.id, "failed", {})))
+    assert path.exists()  # to go on from, at the next attempt
+    engine.execute([run], Store(tmp_path), engine.build("inline", lambda run, **_: Record(run.id, "ok", {})))
+    assert not path.exists()
 
 
 def test_a_full_disk_costs_the_checkpoint_alone(run, tmp_path):
