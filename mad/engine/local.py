@@ -129,7 +129,7 @@ class _Worker:
     def start(self, run: Run) -> None:
         if not self.pool.active:  # the process died between two runs
             self._reopen()
-        self.run, self.begun, self.pid = run, None, None
+        self.run, self.begun, self.pid, self.missed = run, None, None, None
         self.stopped: str | None = None  # why its process was stopped from here
         self.killed_before = inside.out_of_memory_kills()
         self.future = self.pool.schedule(inside.execute, args=(run, self.engine.timeout))
