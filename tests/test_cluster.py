@@ -1,9 +1,14 @@
 """Ray and SLURM engines: the same runs, the same records; Ray really runs here, SLURM's jobs as local processes."""
 
+import contextlib
 import importlib.util
 import os
+import signal
 import socket
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +78,29 @@ def test_ray_trains(tmp_path):
     assert record.metrics == training.train(run).metrics
 
 
+@needs("ray")
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_ray_at_an_address(tmp_path, monkeypatch):
+    """A cluster of one machine, begun as clusters are, asking for a token as they do."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
+    command += ["--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats"]
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as head:
+        try:
+            for _ in range(300):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                    break
+                time.sleep(0.2)
+            monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+            machine = engine.build("ray", breaking, timeout=3.0, retries=0)
+            summary = engine.execute(runs(1) + runs(5)[4:], Store(tmp_path), machine)
+        finally:
+            os.killpg(head.pid, signal.SIGTERM)
+    assert summary.counts == {"ok": 2, "diverged": 0, "failed": 0}
+
+
 @needs("submitit")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # submitit's own: processes that it does not wait for
@@ -118,10 +146,19 @@ def test_a_wrong_parameter_is_named(tmp_path):
 
 
 @needs("ray")
-def test_a_ray_that_is_not_there_is_named(tmp_path):
-    machine = engine.build("ray", breaking, address="auto")
-    with pytest.raises(engine.Unusable, match="Ray cannot be used at 'auto': .*"):
-        engine.execute(runs(1), Store(tmp_path), machine)
+@pytest.mark.filterwarnings("ignore")
+def test_a_ray_that_is_not_there_is_named(tmp_path, monkeypatch):
+    import ray
+
+    def init(address, **options):
+        assert address == "auto" and "num_cpus" not in options
+        raise ConnectionError("Could not find any\n running Ray instance")  # as Ray does
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(
+        engine.Unusable, match="Ray cannot be used at 'auto': Could not find any running Ray instance; "
+    ):
+        engine.execute(runs(1), Store(tmp_path), engine.build("ray", breaking, address="auto"))
 
 
 def test_devices_of_other_machines_are_said(monkeypatch):

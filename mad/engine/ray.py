@@ -34,6 +34,7 @@ from mad.engine.worker import too_late
 from mad.records import Record
 
 REACHABLE_WITHIN = 5.0  # seconds
+TOKEN = Path("~/.ray/auth_token").expanduser()  # where `ray start` and Ray itself leave it
 
 
 @registry.register("ray")
@@ -118,13 +119,15 @@ class Ray(Engine):
                 ray.shutdown()
 
     def _start(self, ray: Any) -> None:
-        given: dict[str, Any] = {"address": self.address} if self.address else {"num_cpus": self.workers}
-        dashboard = None if self.address else False
+        remote = self.address not in (None, "local")  # without "local" Ray would join one that runs here by chance
+        given: dict[str, Any] = {"address": self.address} if remote else {"address": "local", "num_cpus": self.workers}
+        dashboard = None if remote else False
         try:
             ray.init(**given, include_dashboard=dashboard, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            where = f" at {self.address!r}" if self.address else " on this machine"
-            raise Unusable(f"Ray cannot be used{where}: {' '.join(str(error).split())}") from error
+            where = f" at {self.address!r}" if remote else " on this machine"
+            hint = "; does it ask for a token (RAY_AUTH_MODE=token)?" if remote else ""
+            raise Unusable(f"Ray cannot be used{where}: {' '.join(str(error).split())}{hint}") from error
 
     def _room(self, ray: Any, on_gpu: bool) -> int:
         there = ray.cluster_resources()
@@ -193,6 +196,8 @@ class _Worker:
 
 def _ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if TOKEN.exists():  # Ray's own heads have asked for it since 2.59, but its clients send it only if told to
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray announces for its next version
     import ray
 
