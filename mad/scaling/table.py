@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mad.records import STATUSES
 from mad.registry import nearest
 from mad.scaling.checks import Refused, ScalingWarning
 
@@ -112,7 +113,7 @@ def _kept(new: Frame, table: Frame) -> Frame:
     if "loss" not in new:
         raise _missing("loss", table)
     good = np.isfinite(new["loss"]) & (new["loss"] > 0)
-    if "status" in table:
+    if "status" in table and table["status"].isin(STATUSES).any():  # ours; another's words mean what they mean there
         good &= (table["status"] == "ok").to_numpy()
     for name in ("n", "d", "compute"):
         if name in new:

@@ -96,8 +96,13 @@ def test_rows_without_a_result_are_left_out_and_counted():
     assert issubclass(DroppedRows, ScalingWarning)
     with pytest.raises(Refused, match="no row has a finite positive loss, n, d and compute, and status ok"):
         standard(given.assign(status="failed"))
+
     with pytest.raises(Refused, match="no row has"):
         standard(given[:0])
+
+
+def test_the_words_of_another_program_say_nothing():
+    assert len(standard(table().assign(status="finished"))) == len(table())
 
 
 def test_words_where_numbers_belong():
