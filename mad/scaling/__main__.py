@@ -17,7 +17,7 @@ from rich.table import Table
 import mad
 from mad.scaling.checks import ScalingWarning
 from mad.scaling.report import Group, Report, make, read_scores, to_json
-from mad.scaling.table import ALIASES, read
+from mad.scaling.table import ALIASES, csv_file, read
 
 LAWS = ("arch", "runs", "E", "A", "B", "alpha", "beta", "a (parametric)", "a (IsoFLOP)", "its bias", "hold-out error")
 WIDE = 160  # columns of text where the output is no terminal
@@ -39,9 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         for warning in caught:
             if issubclass(warning.category, ScalingWarning):
                 report.note("table", warning.category.__name__, str(warning.message))
-        folder = Path(options.out) if options.out else Path(options.table).absolute().parent / "scaling"
-        if not options.out and Path(options.table).is_dir():
-            folder = Path(options.table) / "scaling"
+        folder = Path(options.out) if options.out else csv_file(options.table).parent / "scaling"
         folder.mkdir(parents=True, exist_ok=True)
         show(report, table, options.table, console)
         files = write(report, table, options, folder, shlex.join(["python", "-m", "mad.scaling", *given]))
@@ -168,11 +166,9 @@ def _interval(ends: tuple[float, float] | None) -> str:
 
 def write(report: Report, table: Any, options: argparse.Namespace, folder: Path, command: str) -> list[str]:
     """fits.json with where it is from, and each figure as PNG and PDF; the names of the files."""
-    source = Path(options.table)
-    source = source / "results.csv" if source.is_dir() else source
     about = {
         "command": command,
-        "table": {"sha256": hashlib.sha256(source.read_bytes()).hexdigest(), "rows": len(table)},
+        "table": {"sha256": hashlib.sha256(csv_file(options.table).read_bytes()).hexdigest(), "rows": len(table)},
         "columns": table.attrs["columns"],
         "mad": mad.__version__,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -9,7 +9,7 @@ import numpy as np
 from mad.scaling.checks import Extrapolation, ScalingWarning, TooFewBudgets, warn
 from mad.scaling.isoflop import BUDGETS, SAME_BUDGET, budgets, vertex
 from mad.scaling.parametric import ParametricFit, fit_parametric, optimum
-from mad.scaling.table import Frame, clusters, part, standard
+from mad.scaling.table import Frame, clusters, part, per_token, standard
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ def compare(
     if not 0 < at_compute < np.inf:
         raise ValueError(f"at_compute must be positive and finite, got {at_compute}")
     runs = standard(table)
-    fits, per_token, largest = [], [], []
+    fits, costs, largest = [], [], []
     for k, name in enumerate((a, b)):
         rows = part(runs, name)
         options: Any = {"bootstrap": bootstrap, "cluster": clusters(rows), "seed": 2 * seed + k}  # a stream for each
         fits.append(fit_parametric(rows["n"], rows["d"], rows["loss"], **options))
-        per_token.append(float(np.median(rows["compute"] / (rows["n"] * rows["d"]))))
+        costs.append(per_token(rows["compute"], rows["n"], rows["d"]))
         largest.append(rows["compute"].max())
     beyond = max(1.0, at_compute / min(largest))
     if beyond > 1:
@@ -67,10 +67,10 @@ def compare(
             Extrapolation, f"{at_compute:.3g} FLOPs is {beyond:.3g} times the largest budget at which both were trained"
         )
     best = [np.array([list(fit.parameters.values())]) for fit in fits]
-    difference, multiplier, losses = _measure(best, per_token, at_compute)
+    difference, multiplier, losses = _measure(best, costs, at_compute)
     intervals = [(np.nan, np.nan)] * 2
     if bootstrap:
-        drawn = _measure([fit.samples for fit in fits], per_token, at_compute)[:2]
+        drawn = _measure([fit.samples for fit in fits], costs, at_compute)[:2]
         intervals = [tuple(np.percentile(values, [2.5, 97.5], method="nearest").tolist()) for values in drawn]
     return Comparison(
         a, b, float(at_compute), float(losses[0][0]), float(losses[1][0]), float(difference[0]), intervals[0],
@@ -78,9 +78,9 @@ def compare(
     )  # fmt: skip
 
 
-def _measure(parameters: list[np.ndarray], per_token: list[float], compute: float) -> tuple[Any, Any, list]:
+def _measure(parameters: list[np.ndarray], costs: list[float], compute: float) -> tuple[Any, Any, list]:
     """Difference and multiplier of each pair of rows of two sets of parameters (S, 5)."""
-    loss_a, loss_b = (optimum(p, compute, k).loss for p, k in zip(parameters, per_token, strict=True))
+    loss_a, loss_b = (optimum(p, compute, k).loss for p, k in zip(parameters, costs, strict=True))
     # the optimum's loss is E + c C^-(alpha beta / (alpha + beta)): solved for C where b reaches a's loss
     b = parameters[1]
     slope = b[:, 3] * b[:, 4] / (b[:, 3] + b[:, 4])
@@ -135,9 +135,8 @@ def holdout(table: Frame, *, same_budget: float = SAME_BUDGET) -> Holdout:
         fit = fit_parametric(n[rest], d[rest], loss[rest], cluster=None if cluster is None else cluster.iloc[rest])
     errors = np.log(fit.predict(n[last], d[last]) / loss[last])
     found = vertex(compute, n, d, loss, last)
-    per_token = float(np.median(compute / (n * d)))
     return Holdout(
         found.compute, fit, errors, float(np.sqrt((errors**2).mean())), float(errors.mean()),
-        float(np.sqrt((fit.residuals**2).mean())), fit.optimum(found.compute, per_token).n,
+        float(np.sqrt((fit.residuals**2).mean())), fit.optimum(found.compute, per_token(compute, n, d)).n,
         np.nan if found.reason else found.n,
     )  # fmt: skip

@@ -17,10 +17,12 @@ from scipy import optimize
 
 from mad.scaling.checks import Refused, enough, positive
 from mad.scaling.parametric import NAMES
+from mad.scaling.solve import local_minima
 
 # The law of unrepeated data of the paper, on C4; another corpus or tokeniser has another one.
 C4 = {"A": np.exp(6.255414), "B": np.exp(7.3049974), "E": np.exp(0.6254804), "alpha": 0.3526596, "beta": 0.3526596}
 GRID = np.geomspace(0.05, 2000, 160)  # of both constants
+FOLLOWED = 20  # minima of the grid
 BLOCK = 16  # grid rows evaluated together
 
 
@@ -103,7 +105,7 @@ def fit_data_constrained(
         [objective(rows[:, None], GRID[None, :]) for rows in np.split(GRID, range(BLOCK, len(GRID), BLOCK))]
     )
     found = []
-    for i, j in _minima(surface):
+    for i, j in local_minima(surface)[:FOLLOWED]:
         result = optimize.minimize(
             lambda p: float(objective(np.exp(p[0]), np.exp(p[1]))), np.log([GRID[i], GRID[j]]),
             method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-15, "maxiter": 2000},
@@ -143,12 +145,3 @@ def _log_loss(quantities: tuple[np.ndarray, ...], rd: np.ndarray, rn: np.ndarray
     tokens = used * (1 - rd * np.expm1(-repeats / rd))
     parameters = warranted * (1 - rn * np.expm1(-excess / rn))
     return np.log(law["E"] + law["A"] * parameters ** -law["alpha"] + law["B"] * tokens ** -law["beta"])
-
-
-def _minima(surface: np.ndarray) -> list[tuple[int, int]]:
-    """Cells no higher than their neighbours, the edges of the grid included, lowest first."""
-    padded = np.pad(surface, 1, constant_values=np.inf)
-    g, h = surface.shape
-    around = [padded[1 + i : 1 + i + g, 1 + j : 1 + j + h] for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j]
-    cells = np.argwhere(surface <= np.minimum.reduce(around))
-    return [(int(i), int(j)) for i, j in cells[np.argsort(surface[tuple(cells.T)])]][:20]

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from mad.scaling.checks import TooFewRuns, positive, resamples
-from mad.scaling.power import PowerLaw, fit_power_law
+from mad.scaling.power import Exponents, PowerLaw, fit_power_law
 from mad.scaling.table import Frame
 
 RUNS = 3  # at least
 
 
 @dataclass(frozen=True)
-class EnvelopeFit:
+class EnvelopeFit(Exponents):
     """N* and D* of the runs that are best at each compute.
 
     Attributes:
@@ -30,14 +30,6 @@ class EnvelopeFit:
     d_law: PowerLaw
     span: tuple[float, float]
     winners: int
-
-    @property
-    def a(self) -> float:
-        return self.n_law.exponent
-
-    @property
-    def b(self) -> float:
-        return self.d_law.exponent
 
 
 def fit_envelope(

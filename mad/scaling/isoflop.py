@@ -26,7 +26,8 @@ from mad.scaling.checks import (
     warn,
 )
 from mad.scaling.parametric import Optimum, ParametricFit, fit_parametric
-from mad.scaling.power import PowerLaw, fit_power_law
+from mad.scaling.power import Exponents, PowerLaw, fit_power_law
+from mad.scaling.table import per_token
 
 SAME_BUDGET = 0.1  # budgets this much apart, relatively, are one
 BUDGETS, POINTS = 3, 3  # at least
@@ -60,7 +61,7 @@ class Vertex:
 
 
 @dataclass(frozen=True)
-class IsoflopFit:
+class IsoflopFit(Exponents):
     """N* = coefficient C^a and D* = coefficient C^b through the vertices.
 
     Attributes:
@@ -78,16 +79,6 @@ class IsoflopFit:
     bias: dict[str, Any] | None
     parametric: ParametricFit | None
     failed: float
-
-    @property
-    def a(self) -> float:
-        """The exponent of N* in the compute."""
-        return self.n_law.exponent
-
-    @property
-    def b(self) -> float:
-        """The exponent of D* in the compute."""
-        return self.d_law.exponent
 
     @property
     def used(self) -> list[Vertex]:
@@ -280,7 +271,6 @@ def _bias(compute, n, d, loss, vertices: list[Vertex]) -> tuple[ParametricFit | 
             _laws(clean)
         except Refused:
             return None, None
-    per_token = float(np.median(compute / (n * d)))
-    truth = law.optimum(np.array([v.compute for v in clean]), per_token)
+    truth = law.optimum(np.array([v.compute for v in clean]), per_token(compute, n, d))
     factor = np.array([v.n for v in clean]) / truth.n
     return law, {"n": factor, "a": float(np.polyfit(np.log([v.compute for v in clean]), np.log(factor), 1)[0])}

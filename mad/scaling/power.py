@@ -33,6 +33,23 @@ class PowerLaw:
         return self.floor + self.coefficient * np.asarray(x, dtype=float) ** self.exponent
 
 
+class Exponents:
+    """a and b of a fit that has power laws of N* and of D* in the compute."""
+
+    n_law: PowerLaw
+    d_law: PowerLaw
+
+    @property
+    def a(self) -> float:
+        """The exponent of N* in the compute."""
+        return self.n_law.exponent
+
+    @property
+    def b(self) -> float:
+        """The exponent of D* in the compute."""
+        return self.d_law.exponent
+
+
 def fit_power_law(
     x: Sequence[float] | np.ndarray,
     y: Sequence[float] | np.ndarray,

@@ -26,7 +26,7 @@ from mad.scaling.isoflop import IsoflopFit, fit_isoflop
 from mad.scaling.parametric import NAMES, ParametricFit, fit_parametric
 from mad.scaling.rank import RankCorrelation, rank_correlation
 from mad.scaling.state import StateOptimalFit, fit_state_optimal
-from mad.scaling.table import ALIASES, Frame, clusters
+from mad.scaling.table import ALIASES, Frame, clusters, csv_file, per_token, read_csv
 
 SCORES = ("mean", "score", "mad_score", "mad_mean_acc", "accuracy")  # columns that hold one, the first there is
 REPEATED = 1.01  # tokens trained on over those that differ: from here a run has seen some twice
@@ -120,7 +120,7 @@ def make(
     if bootstrap is None:
         bootstrap = min(1000, max(FEWEST_RESAMPLES, RESAMPLED_ROWS // len(table)))
     groups = {
-        str(arch): Group(str(arch), runs, float(np.median(runs["compute"] / (runs["n"] * runs["d"]))))
+        str(arch): Group(str(arch), runs, per_token(runs["compute"], runs["n"], runs["d"]))
         for arch, runs in table.groupby("arch", sort=True)
     }
     report = Report(
@@ -194,10 +194,8 @@ def read_scores(path: str | Path, column: str | None = None) -> Frame:
     Raises:
         ValueError: no such file, or columns.
     """
-    file = Path(path) / "leaderboard.csv" if Path(path).is_dir() else Path(path)
-    if not file.is_file():
-        raise ValueError(f"{file} does not exist; expected a CSV file, or a results folder with leaderboard.csv")
-    table: Any = pd.read_csv(file)
+    file = csv_file(path, "leaderboard.csv")
+    table = read_csv(file)
     names = list(map(str, table))
     arch = next((name for name in ("arch", *ALIASES["arch"]) if name in names), None)
     score = column or next((name for name in SCORES if name in names), None)

@@ -140,12 +140,12 @@ def _grid(x: np.ndarray, y: np.ndarray, loss: np.ndarray, w: np.ndarray, alphas:
 
 def _cells(squares: np.ndarray, found: np.ndarray, alphas: np.ndarray, betas: np.ndarray, most: int) -> np.ndarray:
     """theta (up to `most`, 5) of the lowest local minima whose coefficients are positive."""
-    best = _local_minima(np.where((found <= 0).any(-1), np.inf, squares))[:most]
+    best = local_minima(np.where((found <= 0).any(-1), np.inf, squares))[:most]
     slopes = np.stack([alphas[best[:, 0]], betas[best[:, 1]]], 1)
     return np.concatenate([np.log(found[best[:, 0], best[:, 1]]), slopes], 1)
 
 
-def _local_minima(surface: np.ndarray) -> np.ndarray:
+def local_minima(surface: np.ndarray) -> np.ndarray:
     """Cells (rows, 2) no higher than their eight neighbours, lowest first."""
     padded = np.pad(surface, 1, constant_values=np.inf)
     g, h = surface.shape

@@ -48,14 +48,28 @@ def read(path: str | Path, columns: Mapping[str, str] | None = None, group: str 
     Raises:
         ValueError: no such file, or no table.
     """
-    file = Path(path) / "results.csv" if Path(path).is_dir() else Path(path)
+    return standard(read_csv(csv_file(path)), columns, group)
+
+
+def csv_file(path: str | Path, name: str = "results.csv") -> Path:
+    """The file itself, or that of this name in a results folder. Raises ValueError where there is none."""
+    file = Path(path) / name if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise ValueError(f"{file} does not exist; expected a CSV file, or a results folder with results.csv")
+        raise ValueError(f"{file} does not exist; expected a CSV file, or a results folder with {name}")
+    return file
+
+
+def read_csv(file: Path) -> Frame:
+    """The table as it stands there. Raises ValueError where it is none."""
     try:
-        table = pd.read_csv(file)
+        return pd.read_csv(file)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not a CSV table: {error}") from None
-    return standard(table, columns, group)
+
+
+def per_token(compute: Any, n: Any, d: Any) -> float:
+    """Training FLOPs of a parameter on a token, the median of the runs'; PER_TOKEN where compute was derived."""
+    return float(np.median(compute / (n * d)))
 
 
 def standard(
