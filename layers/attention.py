@@ -9,7 +9,7 @@ from torch import nn
 import kernels
 import layers
 from layers.base import Layer, positive, split_heads
-from layers.rope import rope as rotate
+from layers.rope import Rotary
 
 
 @layers.register("attention", kind="sequence")
@@ -24,18 +24,17 @@ class Attention(Layer):
 
     def __init__(self, dim: int, max_length: int, *, num_heads: int = 1, rope: bool = True, bias: bool = True):
         super().__init__(dim, max_length)
-        self.num_heads, self.rope = num_heads, rope
+        self.num_heads = num_heads
         self.head_dim = split_heads(dim, num_heads)
-        if rope and self.head_dim % 2:
-            raise ValueError(f"rotary positions need an even head width, got {self.head_dim}; set rope=false")
+        self.rotary = Rotary(self.head_dim, max_length) if rope else None
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
         self.out = nn.Linear(dim, dim, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.check_length(x)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)  # (B, H, T, d)
-        if self.rope:
-            q, k = rotate(q), rotate(k)
+        if self.rotary is not None:
+            q, k = self.rotary(q), self.rotary(k)
         if self.window is None or self.window >= x.shape[1]:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
@@ -53,9 +52,9 @@ class Attention(Layer):
         if self.window is not None:
             keys, values = keys[:, :, -self.window :], values[:, :, -self.window :]
         state = keys, values
-        if self.rope:
-            q = rotate(q, torch.tensor([keys.shape[2] - 1], device=q.device))
-            keys = rotate(keys)
+        if self.rotary is not None:
+            q = self.rotary(q, torch.tensor([keys.shape[2] - 1], device=q.device))
+            keys = self.rotary(keys)
         y = F.scaled_dot_product_attention(q, keys, values)
         return self.out(y.flatten(1)), state
 

@@ -10,7 +10,7 @@ import kernels
 import layers
 from layers.base import Layer, positive
 from layers.filters import build_filter
-from layers.gated_projection import GatedProjection, convolution_step, fft_conv_flops
+from layers.gated_projection import GatedProjection, convolution_step, fft_conv_flops, to_tokens
 
 
 @layers.register("hyena", kind="sequence")
@@ -54,7 +54,7 @@ class Hyena(Layer):
         self.check_length(x)
         x0, x1, v = self.inputs(x)  # (B, C, T)
         y = kernels.fft_conv(v, self.filter(x.shape[1]), skip=self.skip, pre_gate=x1, post_gate=x0)
-        return self.out(y.transpose(1, 2))
+        return to_tokens(self.out, y)
 
     def init_state(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The short convolutions' past (B, narrow, K - 1), and the long one's (B, C, t), growing."""

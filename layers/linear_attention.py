@@ -10,7 +10,7 @@ import kernels
 import layers
 from layers.base import Layer, positive, split_heads
 from layers.feature_maps import build_map
-from layers.rope import rope as rotate
+from layers.rope import Rotary
 
 
 @layers.register("linear_attention", kind="sequence")
@@ -44,7 +44,7 @@ class LinearAttention(Layer):
         eps: float = 1e-12,
     ):
         super().__init__(dim, max_length)
-        self.num_heads, self.normalize, self.rope, self.eps = num_heads, normalize, rope, eps
+        self.num_heads, self.normalize, self.eps = num_heads, normalize, eps
         self.head_dim = split_heads(dim, num_heads)
         self.feature_dim = self.head_dim if feature_dim is None else feature_dim
         positive(feature_dim=self.feature_dim)
@@ -52,8 +52,7 @@ class LinearAttention(Layer):
             raise ValueError(f"normalize must be true or false, got {normalize!r}")
         if not isinstance(eps, (int, float)) or not eps >= 0:
             raise ValueError(f"eps must be a number of at least 0, got {eps!r}")
-        if rope and self.feature_dim % 2:
-            raise ValueError(f"rotary positions need an even head width, got {self.feature_dim}; set rope=false")
+        self.rotary = Rotary(self.feature_dim, max_length) if rope else None
         self.q, self.k = (nn.Linear(dim, num_heads * self.feature_dim, bias=False) for _ in range(2))
         self.v, self.out = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
         self.q_map = self.k_map = build_map(feature_map, self.feature_dim, num_heads, max_length)
@@ -61,15 +60,18 @@ class LinearAttention(Layer):
             self.k_map = build_map(feature_map, self.feature_dim, num_heads, max_length)
         self.positional = rope or self.q_map.positional
 
-    def heads(self, x: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def heads(self, x: torch.Tensor, positions: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """x (B, T, dim) -> q, k before the maps (B, H, T, d), v (B, H, T, dv)."""
         q, k, v = (f(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
-        return (rotate(q, positions), rotate(k, positions), v) if self.rope else (q, k, v)
+        if self.rotary is not None:
+            positions = None if positions is None else positions.long()
+            q, k = self.rotary(q, positions), self.rotary(k, positions)
+        return q, k, v
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.check_length(x)
         positions = torch.arange(x.shape[1], device=x.device)
-        q, k, v = self.heads(x, positions)
+        q, k, v = self.heads(x, None)
         return self.out(self.attend(q, k, v, positions).transpose(1, 2).flatten(2))
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ import kernels
 import layers
 from layers.base import Layer
 from layers.filters import ImplicitFilter
-from layers.gated_projection import GatedProjection, convolution_step, fft_conv_flops
+from layers.gated_projection import GatedProjection, convolution_step, fft_conv_flops, to_tokens
 
 
 class CausalMonarch(nn.Module):
@@ -107,7 +107,7 @@ class MonarchMixer(Layer):
         if self.monarch is not None:
             w = self.monarch(w)
         y = x2 * self.convolve(w, 0) + self.convolve(x.transpose(1, 2), 1)
-        return self.out(y.transpose(1, 2))
+        return to_tokens(self.out, y)
 
     def init_state(self, batch: int) -> tuple[torch.Tensor, ...]:
         """The short convolutions' past, and (B, dim, t), growing: inputs of M, of h and of h'."""

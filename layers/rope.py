@@ -1,24 +1,37 @@
 """Rotary position embedding (Su et al. 2021, arXiv 2104.09864)."""
 
 import torch
+from torch import nn
+
+from layers.base import positive
 
 
-def rope(x: torch.Tensor, positions: torch.Tensor | None = None, base: float = 10000.0) -> torch.Tensor:
-    """Rotate the pairs (x[i], x[i + d/2]) by position * base^(-2i/d), so that q.k depends on distance alone.
+class Rotary(nn.Module):
+    """Rotates the pairs (x[i], x[i + d/2]) by position * base^(-2i/d), so that q.k depends on distance alone.
 
-    Args:
-        x: (..., T, d), d even.
-        positions: (T,), or broadcastable to x's leading dimensions and T; None: 0 .. T - 1.
-
-    Returns:
-        (..., T, d) of x's type; the angles are computed in fp32 or wider.
+    Cosines and sines are a table for `max_length` positions: on a GPU they would cost more than the attention they are
+    for, and a step's positions find the very values of the whole sequence.
     """
-    half = x.shape[-1] // 2
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    if positions is None:
-        positions = torch.arange(x.shape[-2], device=x.device)
-    frequencies = base ** (-torch.arange(half, device=x.device, dtype=wide) / half)
-    angles = positions.to(wide).unsqueeze(-1) * frequencies  # (..., T, d/2)
-    cos, sin = angles.cos(), angles.sin()
-    first, second = x[..., :half].to(wide), x[..., half:].to(wide)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
+
+    def __init__(self, width: int, max_length: int, base: float = 10000.0):
+        super().__init__()
+        positive(width=width)
+        if width % 2:
+            raise ValueError(f"rotary positions need an even head width, got {width}; set rope=false")
+        frequencies = base ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))
+        angles = torch.arange(max_length, dtype=torch.float64).unsqueeze(-1) * frequencies  # (max_length, d/2)
+        self.cos: torch.Tensor
+        self.sin: torch.Tensor
+        self.register_buffer("cos", angles.cos().float(), persistent=False)
+        self.register_buffer("sin", angles.sin().float(), persistent=False)
+
+    def forward(self, x: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """x (..., T, d), positions (T,) or broadcastable to x's leading dimensions and T, whole numbers; None:
+        0 .. T - 1. Returns (..., T, d) of x's type; computed in fp32 or wider."""
+        length, half = x.shape[-2], x.shape[-1] // 2
+        if positions is None:
+            cos, sin = self.cos[:length], self.sin[:length]
+        else:
+            cos, sin = self.cos[positions], self.sin[positions]
+        first, second = x[..., :half], x[..., half:]
+        return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)

@@ -2,9 +2,11 @@
 
 Sizes must not depend on the data (a forward is captured in a CUDA graph), so the tokens are sorted by expert and every
 expert gets whole blocks of slots: N k tokens need at most N k / block + E blocks, a number known beforehand. A block
-multiplies with one expert's matrix; slots left over hold zeros. Every gather uses an index once, hence gradients need
-no atomic additions and are the same each time.
+multiplies with one expert's matrix; slots left over hold zeros. Tokens enter slots and leave them by a permutation, so
+the gradient of either is the other: no sum, no atomic addition, the same bits each time.
 """
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,12 +30,75 @@ class Router(nn.Module):
         self.scores = nn.Linear(dim, num_experts, bias=bias)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        scores, experts = self.scores(x).topk(self.top_k, dim=-1)
+        scores, experts = highest(self.scores(x), self.top_k)
         return scores.softmax(-1), experts
 
     def idle(self, params: int) -> int:
         """Of the parameters of all experts, those that a token does not use."""
         return params // self.num_experts * (self.num_experts - self.top_k)
+
+
+def highest(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """As scores.topk(k), scores (N, E), ties to the first; for few columns k passes are faster than a sort, and their
+    gradient adds nothing up."""
+    ids = torch.arange(scores.shape[-1], device=scores.device)
+    left, values, places = scores.detach(), [], []
+    for _ in range(k):
+        place = left.argmax(-1, keepdim=True)  # (N, 1)
+        chosen = place == ids
+        values.append(torch.where(chosen, scores, 0).sum(-1, keepdim=True))
+        places.append(place)
+        left = left.masked_fill(chosen, -torch.inf)
+    return torch.cat(values, -1), torch.cat(places, -1)
+
+
+def ranks(one_hot: torch.Tensor) -> torch.Tensor:
+    """How many rows above have a one in the same column, one_hot (N, E) bool -> (N,) for each row's own column.
+
+    In blocks of rows: a sum along all of them would leave most of a GPU idle.
+    """
+    rows = one_hot.shape[0]
+    blocks = nn.functional.pad(one_hot.long(), (0, 0, 0, -rows % 256)).unflatten(0, (-1, 256))
+    inside = blocks.cumsum(1)
+    before = inside[:, -1].cumsum(0) - inside[:, -1]  # (blocks, E)
+    upto = (inside + before.unsqueeze(1)).flatten(0, 1)[:rows]
+    return torch.where(one_hot, upto, 0).sum(-1) - 1
+
+
+@torch.library.custom_op("mad::inverse", mutates_args=())
+def inverse(slot: torch.Tensor, size: int) -> torch.Tensor:
+    """source (size,) with source[slot[i]] = i, and len(slot) where no slot[i] is."""
+    source = slot.new_full((size,), len(slot))
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)  # each place is written once: there is no order to depend on
+    try:
+        return source.scatter_(0, slot, torch.arange(len(slot), device=slot.device))
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@inverse.register_fake
+def _(slot, size):
+    return slot.new_empty(size)
+
+
+class Move(torch.autograd.Function):
+    """rows of x (N, D) at `take`, zeros where that is N; `back` is the inverse of `take`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, take: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(take, back)
+        return rows_or_zeros(x, take)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        _, back = ctx.saved_tensors
+        return rows_or_zeros(gradients[0], back), None, None
+
+
+def rows_or_zeros(x: torch.Tensor, take: torch.Tensor) -> torch.Tensor:
+    inside = take < len(x)
+    return torch.where(inside.unsqueeze(-1), x[take.clamp(max=len(x) - 1)], 0)
 
 
 class Dispatch:
@@ -49,17 +114,15 @@ class Dispatch:
         count = one_hot.sum(0)
         last_block = ((count + self.block - 1) // self.block).cumsum(0)  # blocks up to each expert, inclusive
         first_slot = torch.cat([last_block.new_zeros(1), last_block[:-1]]) * self.block
-        rank = (one_hot.cumsum(0) - 1).gather(1, assignments.unsqueeze(-1)).squeeze(-1)  # among its expert's
-        self.slot = first_slot[assignments] + rank  # (N k,), each once
-        self.source = torch.full((blocks * self.block,), total, device=experts.device)  # an empty slot reads a zero
-        self.source.scatter_(0, self.slot, torch.arange(total, device=experts.device))
+        self.slot = first_slot[assignments] + ranks(one_hot)  # (N k,), each once
+        self.source = inverse(self.slot, blocks * self.block)  # an empty slot reads a zero
         owner = torch.searchsorted(last_block, torch.arange(blocks, device=experts.device), right=True)
         self.owner = owner.unsqueeze(-1) == torch.arange(num_experts, device=experts.device)  # (blocks, E) one-hot
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
         """Tokens (N, D) into the slots, (blocks, block, D)."""
         copies = x.unsqueeze(1).expand(-1, self.top_k, -1).flatten(0, 1)  # (N k, D)
-        slots = nn.functional.pad(copies, (0, 0, 0, 1))[self.source]
+        slots = Move.apply(copies, self.source, self.slot)
         return slots.unflatten(0, (-1, self.block))
 
     def multiply(self, slots: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -70,4 +133,4 @@ class Dispatch:
 
     def scatter(self, slots: torch.Tensor) -> torch.Tensor:
         """Back to the tokens: (blocks, block, O) -> (N, k, O)."""
-        return slots.flatten(0, 1)[self.slot].unflatten(0, (-1, self.top_k))
+        return Move.apply(slots.flatten(0, 1), self.slot, self.source).unflatten(0, (-1, self.top_k))

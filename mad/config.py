@@ -72,6 +72,7 @@ class Run:
     train: Train = field(default_factory=Train)
     seed: int = 12345
     device: str = "auto"  # auto | cpu | cuda
+    mode: str = "auto"  # eager | captured (CUDA graphs) | compiled (and captured) | auto: what pays on the device
     plugins: list[str] = field(default_factory=list)  # Python files that register layers or tasks
 
     @classmethod
@@ -98,10 +99,10 @@ class Run:
     def id(self) -> str:
         """16 hex digits: a hash of all that decides the result, and of the text of the plugins.
 
-        Where a run executes does not decide it, so `device` is left out (`precision` is in it).
+        Where and how a run executes does not decide it: `device` and `mode` are left out (`precision` is in it).
         """
         decides = self.to_dict()
-        del decides["device"]
+        del decides["device"], decides["mode"]
         for key in YOUNGER:
             if decides["train"][key] is None:
                 del decides["train"][key]

@@ -85,6 +85,8 @@ def save(ctx, inputs, output):
 
 def differentiate(ctx, dy):
     u, k, skip, pre_gate, post_gate = ctx.saved_tensors
+    if dy.stride() != u.stride():  # tokens that are not neighbours in memory cost more to read than to copy once
+        dy = torch.empty_like(u).copy_(dy)
     du, dk, dpre, dpost = backward(dy, u, k, skip, pre_gate, post_gate)
     dskip = None if skip is None else dk[:, 0].to(skip.dtype)
     dpre, dpost = (None if gate is None else g for gate, g in ((pre_gate, dpre), (post_gate, dpost)))

@@ -83,6 +83,16 @@ def tile(u: torch.Tensor, elements: int) -> tuple[int, int]:
     return max(1, elements // tokens), tokens
 
 
+def new_outputs(u: torch.Tensor, outputs: int) -> torch.Tensor:
+    """(B, outputs, L), batch and channels in u's order in memory."""
+    batch, channels, length = u.shape
+    if outputs == channels:
+        return torch.empty_like(u)
+    if u.stride(1) > u.stride(0):
+        return u.new_empty(outputs, batch, length).transpose(0, 1)
+    return u.new_empty(batch, outputs, length)
+
+
 def launch_forward(u, w, bias, dy, activation: str) -> torch.Tensor:
     """The convolution, or with dy the gradient before the activation."""
     by_words = words.forward(u, w, bias, dy, activation)
@@ -90,7 +100,7 @@ def launch_forward(u, w, bias, dy, activation: str) -> torch.Tensor:
         return by_words
     batch, channels, length = u.shape
     outputs = w.shape[0]
-    y = torch.empty_like(u) if outputs == channels else u.new_empty(batch, outputs, length)
+    y = new_outputs(u, outputs)
     rows, tokens = tile(u, 2048)
     grid = (batch, triton.cdiv(outputs, rows), triton.cdiv(length, tokens))
     dy_like = y if dy is None else dy
@@ -109,7 +119,7 @@ def convolve(u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, activa
 
 @convolve.register_fake
 def _(u, w, bias, activation):
-    return torch.empty_like(u) if w.shape[0] == u.shape[1] else u.new_empty(u.shape[0], w.shape[0], u.shape[2])
+    return new_outputs(u, w.shape[0])
 
 
 @torch.library.custom_op("mad::short_conv_backward", mutates_args=())

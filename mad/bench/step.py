@@ -21,7 +21,8 @@ from mad import models
 from mad.config import Run
 from mad.memory import keep_freed_memory
 from mad.training import data
-from mad.training.loop import Update
+from mad.training.graphs import Immediate
+from mad.training.trainer import Update
 
 VOCAB = 16
 HYENA = "hyena-swiglu*2"
@@ -65,9 +66,14 @@ def new_step(stack: str | list[str], args: argparse.Namespace) -> tuple[Callable
     tokens = torch.randint(0, VOCAB, (args.batch, args.length), device=args.device)
     batch = data.Examples(tokens, None, tokens)
     precision = "bf16" if args.device == "cuda" else "fp32"
-    run = Run.of({"task": "none", "device": args.device, "train": {"precision": precision}})
-    update = Update(run, model)
-    return lambda: update(batch, 1e-3), 3 * args.batch * models.cost(model, args.length).flops
+    run = Run.of({"task": "none", "device": args.device, "train": {"precision": precision, "batch_size": args.batch}})
+    update = Update(run, model, [batch], Immediate())
+
+    def step() -> None:
+        update.stage([torch.arange(args.batch)], [1e-3])
+        update(0)
+
+    return step, 3 * args.batch * models.cost(model, args.length).flops
 
 
 def times(steps: list[Callable[[], None]], args: argparse.Namespace) -> list[list[float]]:

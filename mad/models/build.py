@@ -9,6 +9,8 @@ from torch import nn
 from mad.models.stack import Stack, new_norm
 from mad.registry import unknown
 
+FEW = 256  # token vectors, up to which their gradient is a matrix product on a GPU
+
 
 class LanguageModel(nn.Module):
     """Embedding, stack, norm, linear map to the vocabulary.
@@ -92,10 +94,29 @@ class Embedding(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        x = self.tokens(tokens)
+        small = tokens.is_cuda and self.tokens.num_embeddings <= FEW
+        x = Lookup.apply(self.tokens.weight, tokens) if small else self.tokens(tokens)
         if self.positions is not None:
             x = x + self.positions[: tokens.shape[1]]
         return self.dropout(x)
+
+
+class Lookup(torch.autograd.Function):
+    """weight[tokens], whose gradient is a product with a one-hot matrix: summed in a fixed order without the sorting
+    that a GPU otherwise needs for that, which takes as long as a layer."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(tokens)
+        ctx.rows = len(weight)
+        return weight[tokens]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (tokens,), (gradient,) = ctx.saved_tensors, gradients
+        ids = torch.arange(ctx.rows, device=tokens.device).unsqueeze(-1)
+        one_hot = (ids == tokens.flatten()).to(gradient.dtype)  # (V, B T)
+        return one_hot @ gradient.flatten(0, 1), None
 
 
 HEADS = {"lm": LanguageModel, "autoencoder": AutoEncoder}

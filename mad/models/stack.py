@@ -20,6 +20,11 @@ def new_norm(norm: str, dim: int) -> nn.Module:
     return NORMS[norm](dim, eps=1e-5)
 
 
+def residual(norm: nn.Module, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A branch of the stack, (B, T, dim) -> (B, T, dim)."""
+    return x + layer(norm(x))
+
+
 class Parallel(Layer):
     """y = sum of the branches' outputs, all on the same input."""
 
@@ -56,10 +61,11 @@ class Stack(nn.Module):
         super().__init__()
         self.layers: Any = nn.ModuleList(build_layer(spec, dim, max_length) for spec in expand(stack))
         self.norms = nn.ModuleList(new_norm(norm, dim) for _ in self.layers)
+        self.residual = residual  # or a compiled one
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for norm, layer in zip(self.norms, self.layers, strict=True):
-            x = x + layer(norm(x))
+            x = self.residual(norm, layer, x)
         return x
 
     @property

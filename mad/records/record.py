@@ -30,6 +30,7 @@ class Record:
     # sequences), flops_6nd (6 x params_nonembedding x tokens)
     steps: int = 0  # taken
     seconds: float = 0.0
+    setup_seconds: float = 0.0  # of these for compilation and capture, on a GPU
     error: str | None = None  # the traceback of a failed run
     failure: str | None = None  # of FAILURES
     attempts: int = 1  # how often it was begun

@@ -2,10 +2,12 @@
 
 record = training.train({"task": "mqar", "arch": {"stack": ["base_conv", "attention"], "dim": 64}})
 record.metrics["accuracy"]
+for record in training.train_lanes(runs, lanes=4): ...     # several at once on a GPU, as they finish
 """
 
 from mad.training.checkpoint import Checkpoints
+from mad.training.lanes import Ended, interleave, train_lanes
 from mad.training.loop import train
 from mad.training.prepare import prepare
 
-__all__ = ["Checkpoints", "prepare", "train"]
+__all__ = ["Checkpoints", "Ended", "interleave", "prepare", "train", "train_lanes"]

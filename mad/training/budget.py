@@ -41,13 +41,15 @@ def steps(train: Train, task: Any, cost: Cost) -> int | None:
     return round(train.budget_flops / (sequence * train.batch_size))
 
 
-def spent(cost: Cost, model: Any, batches: Batches) -> dict[str, int]:
-    """What a run has trained on: tokens, unique_tokens, flops_exact, flops_6nd; Python integers hold any size."""
+def spent(cost: Cost, model: Any, batches: Batches, lengths: list[int]) -> dict[str, int]:
+    """What a run has trained on: tokens, unique_tokens, flops_exact, flops_6nd; Python integers hold any size.
+
+    `lengths` are those of the sequences of each part of the data.
+    """
     tokens = unique = flops = 0
-    for part, trained in zip(batches.parts, batches.trained, strict=True):
-        length = part.inputs.shape[1]
+    for length, size, trained in zip(lengths, batches.sizes, batches.trained, strict=True):
         tokens += trained * length
-        unique += min(trained, len(part)) * length
+        unique += min(trained, size) * length
         flops += 3 * trained * model.flops(length)
     return {
         "tokens": tokens,

@@ -7,34 +7,78 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import mad
 from mad.memory import keep_freed_memory
 
+deterministic: Any = torch.utils.deterministic
+
+
+class Scope:
+    """What a run needs around whatever it does; entered anew each time it goes on, so that runs may take turns.
+
+    Inside, the same seed gives the same bits; outside, generators and settings are what they were. On a CPU that means
+    one thread, because a sum's order follows the number of threads; workers run side by side. On CUDA the run has a
+    stream and a generator of its own and, with `deterministic`, an operation that cannot repeat its result raises a
+    RuntimeError (a warning alone would leave the backward pass of fused attention as it is, with atomic additions).
+    """
+
+    def __init__(self, seed: int, device: str, deterministic: bool, stream: "torch.cuda.Stream | None" = None):
+        self.seed, self.device, self.deterministic = seed, device, device == "cuda" and deterministic
+        self.stream = stream
+        self._rng: torch.Tensor | None = None  # of the CPU, once the run has drawn from it
+        self._cuda_rng: Any = None
+        if device == "cuda":
+            torch.cuda.init()
+            self.stream = stream or torch.cuda.Stream()
+            self._generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            self._cuda_rng = self._generator.clone_state()
+
+    def __enter__(self) -> "Scope":
+        self._threads = torch.get_num_threads()
+        self._outer = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
+        self._outer_rng = torch.get_rng_state()
+        if self.device == "cpu":
+            torch.set_num_threads(1)
+            keep_freed_memory()
+        else:
+            self._outer_cuda_rng = self._generator.graphsafe_get_state()
+            self._generator.graphsafe_set_state(self._cuda_rng)
+            self._on_stream = torch.cuda.stream(self.stream)
+            self._on_stream.__enter__()
+        if self.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+            deterministic.fill_uninitialized_memory = False  # nothing here reads what it did not write
+        if self._rng is None:
+            torch.manual_seed(self.seed)
+        else:
+            torch.set_rng_state(self._rng)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._rng = torch.get_rng_state()
+        torch.set_rng_state(self._outer_rng)
+        torch.use_deterministic_algorithms(self._outer[0])
+        deterministic.fill_uninitialized_memory = self._outer[1]
+        if self.device == "cpu":
+            torch.set_num_threads(self._threads)
+        else:
+            self._on_stream.__exit__(*error)
+            self._generator.graphsafe_set_state(self._outer_cuda_rng)
+
 
 @contextlib.contextmanager
-def repeatable(seed: int, device: str, deterministic: bool = True) -> Iterator[None]:
-    """Inside, the same seed gives the same bits; afterwards generators and settings are what they were.
-
-    On a CPU that means one thread, because a sum's order follows the number of threads; workers run side by side. On
-    CUDA, with `deterministic`, an operation that cannot repeat its result raises a RuntimeError (a warning alone would
-    leave the backward pass of fused attention as it is, with atomic additions).
-    """
-    threads, before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    if device == "cpu":
-        torch.set_num_threads(1)
-        keep_freed_memory()
-    elif deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+def any_order() -> Iterator[None]:
+    """Around sums of whole numbers, which are the same in any order: the operations that refuse one may be used."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
     try:
-        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
-            torch.manual_seed(seed)
-            yield
+        yield
     finally:
-        torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(before)
 
 

@@ -1,7 +1,7 @@
 """The training loop: one run -> one record.
 
 Nothing in a step waits for the device: losses are summed there and read once per evaluation. A run is a generator that
-yields whenever it has queued a step, so that one thread may interleave several on a GPU.
+yields whenever it has queued a step, or must wait for a reading, so that one thread can keep several going on a GPU.
 """
 
 import contextlib
@@ -17,9 +17,10 @@ from mad.config import Run
 from mad.records import Record
 from mad.training import budget, data, host
 from mad.training.checkpoint import Checkpoint, Checkpoints, Outdated
-from mad.training.evaluate import evaluate, loss_of
-from mad.training.prepare import build_model, build_task, cost, prepare
+from mad.training.evaluate import scores
+from mad.training.prepare import build_task, cost, prepare
 from mad.training.schedule import learning_rate
+from mad.training.trainer import STAGED, Reading, Trainer, about
 
 CURVE_POINTS = 50  # at most, in a record
 
@@ -33,145 +34,142 @@ def train(
 
     Args:
         run: a Run, or nested mappings with its keys.
-        on_progress: called at every evaluation with {"step", "steps", "accuracy"}.
+        on_progress: called at every evaluation with {"step", "steps", "accuracy"}, and with {"step", "steps", "phase"}
+            before the first step, where that may take long.
         checkpoints: where a run that takes longer than a few minutes keeps its state, and goes on from; None: nowhere.
 
     Returns:
         Its record, with status "ok", or "diverged" where a loss was not finite. The same run on the same device gives
-        the same record, but for `seconds` and `started`.
+        the same record, but for `seconds`, `setup_seconds` and `started`.
 
     Raises:
         ValueError: the run cannot be; see `prepare`.
     """
     run = prepare(run)
+    steps = under_way(run, on_progress, checkpoints)
+    with host.Scope(run.seed, run.device, run.train.deterministic):
+        while True:
+            try:
+                waiting = next(steps)
+            except StopIteration as stop:
+                return stop.value
+            if waiting is not None:
+                waiting.wait()
+
+
+class Kept:
+    """The trainer that a lane's last run has left to the next."""
+
+    trainer: Trainer | None = None
+
+    def likely(self, run: Run) -> int:
+        """How much of what a trainer holds fixed is `run`'s, too: 0 (no trainer), 1, 2."""
+        if self.trainer is None:
+            return 0
+        return 2 if self.trainer.about == about(run) else 1
+
+
+def under_way(
+    run: Run, on_progress: Progress | None = None, checkpoints: Checkpoints | None = None, kept: Kept | None = None
+) -> Generator[Reading | None, None, Record]:
+    """Train a prepared run, inside its `host.Scope`; returns its record.
+
+    Yields None where it has queued a step, and a Reading where it must not be resumed before that is ready.
+    """
     checkpoint = Checkpoint(checkpoints, run.id)
     while True:
-        with host.repeatable(run.seed, run.device, run.train.deterministic), contextlib.suppress(Outdated):
-            steps = _steps(run, on_progress, checkpoint)
-            while True:
-                try:
-                    next(steps)
-                except StopIteration as stop:
-                    return stop.value
+        torch.manual_seed(run.seed)
+        with contextlib.suppress(Outdated):
+            return (yield from _steps(run, on_progress or (lambda progress: None), checkpoint, kept or Kept()))
 
 
-def _steps(run: Run, on_progress: Progress | None, checkpoint: Checkpoint) -> Generator[None, None, Record]:
-    """Queue the run's updates one by one; returns the record."""
+def _steps(run: Run, tell: Progress, checkpoint: Checkpoint, kept: Kept) -> Generator[Reading | None, None, Record]:
     began, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     task, settings = build_task(run), run.train
     num_train, num_test = settings.num_train or task.num_train, settings.num_test or task.num_test
-    train_parts = data.load(task, num_train, run.seed, "train", run.device)
-    batches = data.Batches(train_parts, settings.batch_size, run.seed)
-    test = data.load(task, num_test, run.seed, "test", run.device)
-    model = build_model(run, task).to(run.device)
-    update = Update(run, model)
+
+    def load(split: str, num: int) -> list[data.Examples]:
+        return data.load(task, num, run.seed, split, run.device, run.arch.max_length or 0)
+
+    train_parts, test_parts = load("train", num_train), load("test", num_test)
+    batches = data.Batches([len(part) for part in train_parts], settings.batch_size, run.seed)
+    trainer, kept.trainer = kept.trainer, None  # a run that fails leaves none
+    new = run.mode == "eager" or trainer is None or not trainer.take_over(run, task, train_parts, test_parts)
+    if new:
+        trainer = None  # its memory is free for the new one
+        trainer = Trainer(run, task, train_parts, test_parts)
+    assert trainer is not None
+    update, setup = trainer.update, trainer.do.seconds
     model_cost = cost(run, task)
     steps = budget.steps(settings, task, model_cost) or settings.epochs * batches.per_epoch
     every = settings.eval_every or (steps if task.is_corpus else batches.per_epoch)
 
-    def measure(parts: list[data.Examples]) -> dict[str, float]:
-        with update.autocast():
-            scores = evaluate(model, parts, settings.batch_size, task.vocab_size)
-        return scores | task.of_loss(scores["loss"])
+    def read(split: str, sizes: list[int]) -> Generator[Reading | None, None, tuple[float, dict[str, float]]]:
+        """Measure on a split; returns the sum of the training losses, and the scores."""
+        trainer.evaluations[split].queue()
+        reading = Reading(update.loss, trainer.evaluations[split].counts)
+        yield reading
+        loss, counts = reading.wait()
+        result = scores(counts, sizes)
+        return loss.item(), result | task.of_loss(result["loss"])
 
     status, step, curve, seen, before = "ok", 0, [], 0, 0.0
     saved = checkpoint.load(run.device)
     if saved is not None:
         with checkpoint.fitting():
             step, curve, seen, before = (saved[key] for key in ("step", "curve", "seen", "seconds"))
-            model.load_state_dict(saved["model"])
-            update.load(saved["update"])
+            trainer.load(saved)
             batches.load(saved["batches"])
+    if new and run.mode == "compiled":
+        tell({"step": step, "steps": steps, "phase": "compiling"})
     while step < steps:
         if checkpoint.due():
-            state = {"model": model.state_dict(), "update": update.state(), "batches": batches.state()}
             so_far = {"step": step, "curve": curve, "seen": seen, "seconds": before + time.perf_counter() - began}
-            checkpoint.save(run.device, state | so_far)
-        update(batches.next(), learning_rate(run.optim, step, steps))
-        step += 1
+            checkpoint.save(run.device, trainer.state() | {"batches": batches.state()} | so_far)
+        ahead = min(STAGED, steps - step, every - step % every)
+        parts, rows = zip(*(batches.next() for _ in range(ahead)), strict=True)
+        update.stage(rows, [learning_rate(run.optim, step + i, steps) for i in range(ahead)])
+        for part in parts:
+            update(part)
+            yield None
+        step += ahead
         if step % every and step < steps:
-            yield
             continue
-        train_loss, seen = update.mean_loss(step - seen), step
-        scores = measure(test)
-        curve.append({"step": step, "train_loss": train_loss, **scores})
-        if on_progress is not None:
-            on_progress({"step": step, "steps": steps, "accuracy": scores["accuracy"]})
-        if not (math.isfinite(train_loss) and math.isfinite(scores["loss"])):
+        loss, measured = yield from read("test", [len(part) for part in test_parts])
+        update.loss.zero_()
+        train_loss, seen = loss / (step - seen), step
+        curve.append({"step": step, "train_loss": train_loss, **measured})
+        tell({"step": step, "steps": steps, "accuracy": measured["accuracy"]})
+        if not (math.isfinite(train_loss) and math.isfinite(measured["loss"])):
             status = "diverged"
             break
-        if settings.stop_at is not None and scores[settings.score] >= settings.stop_at:
+        if settings.stop_at is not None and measured[settings.score] >= settings.stop_at:
             break
-        yield
 
     metrics = _final(curve, status)
     if status == "ok" and "valid" in task.splits:
-        valid = measure(data.load(task, num_test, run.seed, "valid", run.device))
+        valid_parts = load("valid", num_test)
+        trainer.put("valid", valid_parts)
+        _, valid = yield from read("valid", [len(part) for part in valid_parts])
         names = ("accuracy", "macro_accuracy", "loss", *task.of_loss(0.0))
         metrics |= {f"valid_{name}": valid[name] for name in names}
+    kept.trainer = trainer
     return Record(
         run_id=run.id,
         status=status,
         config=run.to_dict(),
         metrics=metrics,
         curve=_thin(curve),
-        cost=vars(model_cost) | budget.spent(model_cost, model, batches),
+        cost=vars(model_cost)
+        | budget.spent(model_cost, trainer.model, batches, [part.input_length for part, _ in task.parts("train")]),
         steps=step,
         seconds=before + time.perf_counter() - began,
+        setup_seconds=trainer.do.seconds - setup,
         started=started,
         device=host.device_name(run.device),
         git_commit=host.git_commit(),
         versions=host.versions(),
     )
-
-
-class Update:
-    """One optimiser step, queued on the device; the loss is added to a sum that stays there."""
-
-    def __init__(self, run: Run, model: Any):
-        self.model, self.device, self.clip = model, run.device, run.optim.clip
-        self.bf16 = run.train.precision == "bf16"
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        on_gpu = run.device == "cuda"
-        self.lr = torch.tensor(run.optim.lr, device=run.device)  # a tensor: changing it changes no captured graph
-        self.optimiser = torch.optim.AdamW(
-            self.parameters,
-            lr=self.lr,
-            weight_decay=run.optim.weight_decay,
-            fused=True,
-            capturable=on_gpu,
-        )
-        self.loss = torch.zeros((), dtype=torch.float64, device=run.device)
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.bf16)
-
-    def __call__(self, batch: data.Examples, lr: float) -> None:
-        self.lr.fill_(lr)
-        with self.autocast():
-            loss = loss_of(self.model(batch.inputs, batch.positions), batch.targets)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        if self.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        self.optimiser.step()
-        self.loss += loss.detach()
-
-    def state(self) -> dict[str, Any]:
-        return {"optimiser": self.optimiser.state_dict(), "loss": self.loss}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Back to what `state` gave."""
-        self.optimiser.load_state_dict(state["optimiser"])
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.lr
-        self.loss.copy_(state["loss"])
-
-    def mean_loss(self, steps: int) -> float:
-        """The mean over the last `steps` updates; waits for the device."""
-        mean = self.loss.item() / steps
-        self.loss.zero_()
-        return mean
 
 
 def _final(curve: list[dict[str, float]], status: str) -> dict[str, float]:

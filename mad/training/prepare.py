@@ -12,13 +12,16 @@ from mad import models, plugins, tasks
 from mad.config import Run
 from mad.registry import unknown
 from mad.training import budget
+from mad.training.data import padded
 from mad.training.schedule import SCHEDULES
 
+WORTH_COMPILING = 2000  # steps; compiling takes as long as some hundreds of them, once a shape and process
 CHOICES = {
     "optim.schedule": tuple(SCHEDULES),
     "train.precision": ("auto", "fp32", "bf16"),
     "train.score": ("accuracy", "macro_accuracy"),
     "device": ("auto", "cpu", "cuda"),
+    "mode": ("auto", "eager", "captured", "compiled"),
 }
 
 
@@ -44,7 +47,8 @@ def prepare(given: Run | Mapping[str, Any], *, here: bool = True) -> Run:
 
     run.arch.stack = models.expand(run.arch.stack)
     run.arch.name = run.arch.name or models.compact(run.arch.stack)
-    run.arch.max_length = run.arch.max_length or task.input_length
+    room = padded(task.input_length) if task.head == "lm" else task.input_length  # as `data.load` fills up
+    run.arch.max_length = run.arch.max_length or room
     if run.arch.max_length < task.input_length:
         raise ValueError(
             f"arch.max_length={run.arch.max_length} is shorter than the {task.input_length} tokens of task "
@@ -59,6 +63,7 @@ def prepare(given: Run | Mapping[str, Any], *, here: bool = True) -> Run:
     if task.is_corpus or train.tokens or train.budget_flops:
         train.stop_at = None
     run.device = _device(run.device, here)
+    run.mode = _mode(run, steps or train.epochs * -(-train.num_train // train.batch_size))
     if train.precision == "auto":
         train.precision = "bf16" if run.device == "cuda" else "fp32"
     return run
@@ -138,6 +143,14 @@ def _check_sequences(run: Run, task: Any) -> None:
                 f"train.{key}={asked}, but split {split!r} of task {run.task['name']!r} has {most} sequences of "
                 f"{task.input_length} tokens; expected {most} at most"
             )
+
+
+def _mode(run: Run, steps: int) -> str:
+    if run.mode == "auto":
+        return "eager" if run.device == "cpu" else "compiled" if steps >= WORTH_COMPILING else "captured"
+    if run.mode != "eager" and run.device == "cpu":
+        raise ValueError(f"mode={run.mode} needs device=cuda; expected mode=eager or mode=auto on a CPU")
+    return run.mode
 
 
 def _device(device: str, here: bool) -> str:

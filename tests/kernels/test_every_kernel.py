@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import kernels
@@ -32,6 +34,43 @@ def test_compiles_without_a_graph_break(module):
     torch._dynamo.reset()
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b)
+
+
+class FakesAreTrue(TorchDispatchMode):
+    """Each operator's fake gives the sizes, strides and types of the real one: compiled code relies on them."""
+
+    seen = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        real = func(*args, **(kwargs or {}))
+        if func.namespace == "mad":
+            self.seen += 1
+            mode = FakeTensorMode()
+            fakes = tree_map_only(torch.Tensor, lambda t: mode.from_tensor(t.detach()), args)
+            with mode:
+                fake = func(*fakes, **(kwargs or {}))
+            for a, b in zip(tree_leaves(real), tree_leaves(fake), strict=True):
+                assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype), func
+        return real
+
+
+@pytest.mark.parametrize("turned", ["neither", "inputs", "gradients"])
+def test_fakes_are_true_whatever_the_layout(module, turned):
+    def turn(t):
+        return t.transpose(-1, -2).contiguous().transpose(-1, -2) if t.dim() > 2 else t
+
+    tensors = inputs(module)
+    if turned == "inputs":
+        tensors = tree_map_only(torch.Tensor, turn, tensors)
+    leaves = [t for t in tree_leaves(tensors) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    for t in leaves:
+        t.requires_grad_(getattr(module, "BACKWARD", True))
+    with FakesAreTrue() as mode:
+        outputs = tree_leaves(cases.call(module, tensors, "triton"))
+        if getattr(module, "BACKWARD", True):
+            given = [torch.ones_like(y, memory_format=torch.contiguous_format) for y in outputs]
+            torch.autograd.grad(outputs, leaves, [turn(g) for g in given] if turned == "gradients" else given)
+    assert mode.seen
 
 
 def test_is_documented(module):

@@ -7,7 +7,7 @@ import torch
 
 from mad import tasks, training
 from mad.config import Optim
-from mad.training.data import Batches, Examples, compact, load
+from mad.training.data import Batches, compact, load
 from mad.training.evaluate import evaluate, loss_of
 from mad.training.loop import CURVE_POINTS
 from mad.training.schedule import learning_rate
@@ -122,9 +122,9 @@ def test_progress_is_told():
 
 def test_batches_use_every_example_once_a_pass():
     inputs = torch.arange(10).unsqueeze(1)
-    batches = Batches([Examples(inputs, None, inputs)], batch_size=4, seed=0)
+    batches = Batches([len(inputs)], batch_size=4, seed=0)
     assert batches.per_epoch == 3
-    seen = torch.cat([batches.next().inputs.flatten() for _ in range(5)])
+    seen = torch.cat([inputs[batches.next()[1]].flatten() for _ in range(5)])
     assert sorted(seen[:10].tolist()) == list(range(10)) == sorted(seen[10:].tolist())
     assert seen[:10].tolist() != list(range(10)) and seen[:10].tolist() != seen[10:].tolist()
 

@@ -1,0 +1,60 @@
+"""Work that repeats on the GPU: done once as it is, recorded as a CUDA graph the second time, replayed from then on.
+
+The first time compiles and tunes whatever needs it; both count as real work, so nothing has to be undone. What a graph
+reads and writes beyond its own temporaries are tensors that stay where they are. A step of a small model is a few
+hundred launches, which take a CPU several times longer than the GPU takes to do them; a replay is one.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Hashable
+
+import torch
+
+
+class Immediate:
+    """Does the work there and then: the plain path, on any device."""
+
+    seconds = 0.0  # that went into compilation and capture
+
+    def __call__(self, key: Hashable, work: Callable[[], None]) -> None:
+        work()
+
+
+class Graphs(Immediate):
+    """Does `work` under its `key` as above; on the current stream, which must not be the default one."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
+        self._pool = torch.cuda.graph_pool_handle()  # temporaries: graphs of one stream never run at the same time
+
+    def __call__(self, key: Hashable, work: Callable[[], None]) -> None:
+        graph = self._graphs.get(key)
+        if graph is not None:
+            graph.replay()
+            return
+        began = time.perf_counter()
+        if key in self._graphs:
+            self._graphs[key] = graph = self._record(work)
+            graph.replay()
+        else:
+            work()
+            self._graphs[key] = None
+        self.seconds += time.perf_counter() - began
+
+    def _record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """Without torch.cuda.graph's wait for the whole device, on which other runs are under way."""
+        graph = torch.cuda.CUDAGraph()
+        collecting = gc.isenabled()
+        gc.disable()  # what it frees may be of another stream, which a capture does not allow
+        try:
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                work()
+            finally:
+                graph.capture_end()
+        finally:
+            if collecting:
+                gc.enable()
+        return graph

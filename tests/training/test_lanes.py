@@ -1,0 +1,140 @@
+"""Several runs at once: none of them notices the others."""
+
+import time
+
+import pytest
+import torch
+
+from mad import training
+from mad.training import data
+from mad.training import lanes as interleaving
+from mad.training.lanes import interleave
+from mad.training.prepare import build_task
+from mad.training.trainer import Trainer
+
+TINY = {
+    "task": {"name": "mqar", "vocab_size": 32, "seq_len": 16, "num_kv": 2},
+    "arch": {"stack": "base_conv-attention", "dim": 16, "embed_dropout": 0.2},  # dropout draws random numbers
+    "train": {"steps": 6, "batch_size": 8, "num_train": 32, "num_test": 16, "eval_every": 2},
+    "device": "cpu",
+}
+
+
+def runs(number, **changes):
+    return [TINY | {"seed": seed} | changes for seed in range(number)]
+
+
+def outcome(record):
+    return {k: v for k, v in record.to_dict().items() if k not in ("seconds", "setup_seconds", "started")}
+
+
+@pytest.mark.parametrize("lanes", [1, 3, 8])
+def test_lanes_change_no_record(lanes):
+    torch.manual_seed(5)
+    before = torch.get_rng_state(), torch.get_num_threads()
+    records = {record.run_id: outcome(record) for record in training.train_lanes(runs(5), lanes)}
+    assert torch.equal(before[0], torch.get_rng_state()) and before[1] == torch.get_num_threads()
+    assert len(records) == 5
+    for run in runs(5):
+        record = training.train(run)
+        assert records[record.run_id] == outcome(record)
+
+
+def test_runs_are_interleaved_and_progress_comes_with_its_run():
+    told = []
+    list(training.train_lanes(runs(2), 2, lambda run, progress: told.append((run.seed, progress["step"]))))
+    assert told == [(0, 2), (1, 2), (0, 4), (1, 4), (0, 6), (1, 6)]
+
+
+def test_a_run_that_diverges_makes_room_and_one_that_fails_costs_itself_alone(monkeypatch):
+    good, bad, last = (training.prepare(run) for run in runs(3))
+    diverging = training.prepare(runs(1, optim={"lr": 1e18})[0])
+    real = data.load
+
+    def load(task, num, seed, *rest):
+        if seed == bad.seed:
+            raise OSError("no such corpus")
+        return real(task, num, seed, *rest)
+
+    monkeypatch.setattr(data, "load", load)
+    ended = list(interleave(iter([good, bad, diverging, last]), lambda: 2))
+    errors = {end.run.id: end.error for end in ended}
+    assert [type(errors[run.id]) for run in (good, bad, diverging, last)] == [type(None), OSError] + 2 * [type(None)]
+    assert {end.record.status for end in ended if end.record} == {"ok", "diverged"}
+    with pytest.raises(OSError, match="no such corpus"):
+        list(training.train_lanes([good, bad], 2))
+
+
+def test_a_source_may_have_nothing_for_now():
+    first, second = (training.prepare(run) for run in runs(2))
+    given = iter([None, first, None, None, second])
+    assert [end.run.seed for end in interleave(given, lambda: 2)] == [0, 1]
+
+
+def test_a_run_that_takes_too_long_is_given_up(monkeypatch):
+    slow, quick = (training.prepare(run) for run in runs(2))
+    real = data.load
+
+    def load(task, num, seed, *rest):
+        time.sleep(0.3 if seed == slow.seed else 0)
+        return real(task, num, seed, *rest)
+
+    monkeypatch.setattr(data, "load", load)
+    ended = {end.run.seed: end for end in interleave(iter([slow, quick]), lambda: 1, timeout=0.3)}
+    assert isinstance(ended[0].error, TimeoutError) and ended[1].record is not None
+
+
+def test_where_memory_is_short_runs_wait_for_one_another(monkeypatch):
+    under_way, most = set(), []
+    real = interleaving.under_way
+
+    def two_at_most(run, *rest):
+        under_way.add(run.seed)
+        most.append(len(under_way))
+        try:
+            if len(under_way) > 2:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            return (yield from real(run, *rest))
+        finally:
+            under_way.discard(run.seed)
+
+    monkeypatch.setattr(interleaving, "under_way", two_at_most)
+    records = list(training.train_lanes(runs(5), 4))
+    assert len({record.run_id for record in records}) == 5
+    assert most.count(3) == 1  # tried once, and never again
+
+
+def test_no_lane_at_all():
+    with pytest.raises(ValueError, match="lanes must be a whole number of at least 1, got 0"):
+        list(training.train_lanes(runs(1), 0))
+
+
+def test_a_trainer_taken_over_does_what_a_new_one_does():
+    first, second = (training.prepare(run) for run in runs(2))
+    task = build_task(first)
+
+    def examples(run, num=32):
+        parts = [data.load(task, n, run.seed, split, "cpu") for n, split in ((num, "train"), (16, "test"))]
+        return [[part.take(torch.arange(len(part))) for part in split] for split in parts]  # copies
+
+    def losses(trainer, run):
+        torch.manual_seed(run.seed)  # dropout
+        trainer.update.stage([torch.arange(i, i + 8) for i in range(3)], [1e-2] * 3)
+        for _ in range(3):
+            trainer.update(0)
+        trainer.evaluations["test"].queue()
+        return trainer.update.loss.item(), trainer.evaluations["test"].counts.clone()
+
+    def new(run, num=32):
+        torch.manual_seed(run.seed)
+        return Trainer(run, task, *examples(run, num))
+
+    old = new(first)
+    losses(old, first)
+    torch.manual_seed(second.seed)
+    assert old.take_over(second, task, *examples(second))
+    (loss, counts), (want_loss, want_counts) = losses(old, second), losses(new(second), second)
+    assert loss == want_loss and torch.equal(counts, want_counts)
+    assert not new(first, num=24).take_over(second, task, *examples(second))  # more data than there is room for
+    wider = training.prepare(runs(1, arch={**TINY["arch"], "dim": 32})[0])
+    assert not old.take_over(wider, task, *examples(wider))
