@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mad import engine
+from mad import engine, training
 from mad.config import Run
-from mad.engine import local
+from mad.engine import local, process
 from mad.engine.progress import Lively, Plain, duration
 from mad.records import Record, Store
 
@@ -134,6 +134,101 @@ def test_the_devices_are_those_that_were_made_visible(monkeypatch):
     assert local.cuda_devices() == ["0", "1"]
 
 
+TINY = {
+    "task": {"name": "mqar", "vocab_size": 32, "seq_len": 16, "num_kv": 2},
+    "arch": {"stack": "base_conv", "dim": 16},
+    "train": {"steps": 6, "batch_size": 8, "num_train": 32, "num_test": 16, "eval_every": 2},
+    "device": "cpu",
+}
+PLUGIN = """
+import os, time
+from pathlib import Path
+import torch
+import layers
+
+@layers.register({name!r}, kind="channel")
+class Fate(layers.ChannelMixer):
+    def __init__(self, dim, max_length, *, end=""):
+        super().__init__(dim, max_length)
+        self.end = end
+
+    def forward(self, x):
+        mark = Path({mark!r})
+        if len(x) == 8 and self.end and not (self.end == "die" and mark.exists()):  # a batch, not the model's cost
+            mark.touch()
+            if self.end == "die":
+                os._exit(3)
+            if self.end == "hang":
+                time.sleep(600)
+            raise RuntimeError("not today")
+        return x
+
+    def flops(self, length):
+        return 0
+"""
+
+
+def in_lanes(tmp_path, ends, **options):
+    """What becomes of one run for each of `ends` ("": it trains), three at once in one process."""
+    plugin, name = tmp_path / "fate.py", f"fate_{tmp_path.name}"
+    plugin.write_text(PLUGIN.replace("{mark!r}", repr(str(tmp_path / "mark"))).replace("{name!r}", repr(name)))
+    given = [
+        training.prepare(
+            TINY
+            | {"arch": {"stack": ["base_conv", {"name": name, "end": end}], "dim": 16}}
+            | {"seed": seed, "plugins": [str(plugin)]}
+        )
+        for seed, end in enumerate(ends)
+    ]
+    events = []
+    engine_ = engine.build("local", workers=1, lanes=3, **options)
+    return by_seed(engine_.run(given, on_event=events.append)), events, given
+
+
+def test_lanes_are_several_runs_at_once_in_one_process(tmp_path):
+    found, events, given = in_lanes(tmp_path, [""] * 5)
+    for run in given:
+        alone = training.train(run)
+        assert found[run.seed].curve == alone.curve and found[run.seed].metrics == alone.metrics
+    started = [i for i, event in enumerate(events) if event.progress is None]
+    assert started[:3] == [0, 1, 2] and {event.worker for event in events} == {0}
+
+
+def test_a_lane_that_fails_costs_its_own_run_alone(tmp_path):
+    found, _, _ = in_lanes(tmp_path, ["", "raise", "", ""])
+    assert [found[seed].status for seed in range(4)] == ["ok", "failed", "ok", "ok"]
+    assert found[1].last_error == "RuntimeError: not today" and found[1].failure == "exception"
+
+
+def test_runs_that_a_dying_process_takes_along_are_begun_again(tmp_path):
+    found, events, _ = in_lanes(tmp_path, ["", "die", ""])
+    assert [found[seed].status for seed in range(3)] == ["ok"] * 3
+    assert [found[seed].attempts for seed in range(3)] == [1, 2, 1]  # it was not the others' fault
+    assert sum(event.again for event in events) == 3
+
+
+def test_a_lane_that_hangs_ends_its_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "GRACE", 1.0)
+    found, _, _ = in_lanes(tmp_path, ["", "hang", ""], timeout=4.0)
+    assert [found[seed].failure for seed in range(3)] == [None, "timeout", None]
+    assert "longer than engine.timeout=4" in found[1].error and "fate.py" in found[1].error
+
+
+def test_lanes_are_for_training():
+    with pytest.raises(ValueError, match="engine.lanes is for training"):
+        engine.build("local", healthy, lanes=2)
+    with pytest.raises(ValueError, match="engine.lanes must be a whole number of at least 1, got 0"):
+        engine.build("local", lanes=0)
+
+
+def test_the_longest_runs_come_first_and_equal_shapes_together():
+    def run(length, lr):
+        return Run.of({"task": "mqar", "arch": {"max_length": length}, "optim": {"lr": lr}})
+
+    given = [run(8, 1.0), run(16, 1.0), run(8, 2.0), run(16, 2.0)]
+    assert sorted(given, key=local.shape) == [given[1], given[3], given[0], given[2]]
+
+
 def test_leaving_early_stops_the_workers():
     records = engine.build("local", stubborn, workers=2).run(runs(4))
     first = next(records)
@@ -214,7 +309,7 @@ def test_a_diverged_run_is_a_result(tmp_path):
 
 INTERRUPTED = """
 import time
-from mad import engine
+from mad import engine, training
 from mad.config import Run
 from mad.records import Record, Store
 

@@ -9,7 +9,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,18 +33,21 @@ class Unusable(ValueError):
 
 @dataclass(frozen=True)
 class Event:
-    """A run has started on a worker (progress None), or tells how far it is."""
+    """A run has started on a worker (progress None), tells how far it is, or has ended to be begun again."""
 
     worker: int  # 0, 1, ...
     run: Run
-    progress: dict[str, Any] | None = None  # step, steps, accuracy
+    progress: dict[str, Any] | None = None  # step, steps, accuracy, phase
+    again: bool = False
 
 
 class Outcome(NamedTuple):
-    """A run's record, and whether it failed in a way after which it is worth beginning again."""
+    """A run's record, and whether it failed in a way after which it is worth beginning again; blameless: it failed
+    with its process, which another run had at that moment, so the attempt does not count."""
 
     record: Record
     again: bool = False
+    blameless: bool = False
 
 
 class Engine:
@@ -130,6 +133,7 @@ class Pending:
     def settle(self, run: Run, outcome: Outcome) -> Record | None:
         """The record of a run that has ended; None: it is to be begun again."""
         record = outcome.record
+        self.attempts[run.id] -= outcome.blameless
         record.attempts = self.attempts[run.id]
         if outcome.again and record.attempts <= self.retries:
             self.runs.append(run)
@@ -181,7 +185,7 @@ def attempt(
     retry_on: Iterable[str] = (),
 ) -> Outcome:
     """Do the work; an exception becomes the record of a failed run."""
-    began, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
+    began = time.perf_counter()
     try:
         if work is not None:
             return Outcome(work(run, on_progress=on_progress))
@@ -190,10 +194,19 @@ def attempt(
         where = None if checkpoints is None else training.Checkpoints(checkpoints)
         return Outcome(training.train(run, on_progress=on_progress, checkpoints=where))
     except Exception as error:
-        text, kinds = traceback.format_exc(), {kind.__name__ for kind in type(error).__mro__}
-        failure = "memory" if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)) else "exception"
-        record = failed(run, text, failure, started=started, seconds=time.perf_counter() - began)
-        return Outcome(record, failure == "memory" or not kinds.isdisjoint(retry_on))
+        return of_error(run, error, time.perf_counter() - began, retry_on)
+
+
+def of_error(run: Run, error: Exception, seconds: float, retry_on: Iterable[str] = (), late: bool = False) -> Outcome:
+    """What becomes of a run that has raised `error` after so many seconds; `late`: because its time was up."""
+    text, kinds = "".join(traceback.format_exception(error)), {kind.__name__ for kind in type(error).__mro__}
+    if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+        failure = "memory"
+    else:
+        failure = "timeout" if late else "exception"
+    started = (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds")
+    record = failed(run, text, failure, started=started, seconds=seconds)
+    return Outcome(record, failure != "exception" or not kinds.isdisjoint(retry_on))
 
 
 def failed(run: Run, error: str, failure: str, **fields: Any) -> Record:

@@ -33,3 +33,5 @@ class Inline(Engine):
             record = pending.settle(run, outcome)
             if record is not None:
                 yield record
+            else:
+                tell(Event(0, run, again=True))

@@ -76,11 +76,11 @@ class Plain(Display):
 
 
 class Lively(Display):
-    """One line per worker; below them a bar over all runs, with the time that is left and the counts."""
+    """One line per run under way; below them a bar over all runs, with the time that is left and the counts."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic):
         self.console, self.clock = console, clock
-        self.workers: dict[int, Event] = {}  # never changed in place: another thread draws it
+        self.runs: dict[str, Event] = {}  # never changed in place: another thread draws it
         self.counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
         self.total, self.elsewhere, self.began = 0, 0, clock()
         self.trouble = ""
@@ -100,11 +100,12 @@ class Lively(Display):
             self.console.print(f"{there} runs have a result already")
 
     def on_event(self, event: Event) -> None:
-        self.workers = self.workers | {event.worker: event}
+        others = {run_id: other for run_id, other in self.runs.items() if run_id != event.run.id}
+        self.runs = others if event.again else others | {event.run.id: event}
 
     def on_record(self, record: Record) -> None:
         self.counts[record.status] += 1
-        self.workers = {worker: event for worker, event in self.workers.items() if event.run.id != record.run_id}
+        self.runs = {run_id: event for run_id, event in self.runs.items() if run_id != record.run_id}
         if record.status == "failed":
             self.console.print(Text(f"failed  {describe(record)}", style=STYLES["failed"]))
 
@@ -118,8 +119,8 @@ class Lively(Display):
 
     def render(self) -> Group:
         lines = Table.grid(padding=(0, 2))
-        for worker, event in sorted(self.workers.items()):
-            lines.add_row(Text(str(worker), style="dim"), label(event.run), *_progress(event.progress))
+        for event in sorted(self.runs.values(), key=lambda event: (event.worker, event.run.id)):
+            lines.add_row(Text(str(event.worker), style="dim"), label(event.run), *_progress(event.progress))
         finished = sum(self.counts.values()) + self.elsewhere
         total = Table.grid(padding=(0, 2))
         counts = [Text(f"{count} {name}", style=STYLES[name]) for name, count in self.counts.items() if count]
@@ -130,7 +131,7 @@ class Lively(Display):
 
     def _left(self, finished: int) -> str:
         """The time that is left if the runs to come take as long as those before; those under way count in part."""
-        done = finished + sum(_share(event.progress) for event in self.workers.values())
+        done = finished + sum(_share(event.progress) for event in self.runs.values())
         elapsed = self.clock() - self.began
         left = f", {duration(elapsed * (self.total - done) / done)} left" if done else ""
         return duration(elapsed) + left
@@ -163,7 +164,8 @@ def _progress(progress: dict[str, Any] | None) -> tuple[str, str]:
     if progress is None:
         return "starting", ""
     accuracy = progress.get("accuracy")
-    return f"step {progress['step']}/{progress['steps']}", "" if accuracy is None else f"accuracy {accuracy:.3f}"
+    said = progress.get("phase") or ("" if accuracy is None else f"accuracy {accuracy:.3f}")
+    return f"step {progress['step']}/{progress['steps']}", said
 
 
 def _share(progress: dict[str, Any] | None) -> float:

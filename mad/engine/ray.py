@@ -108,9 +108,13 @@ class Ray(Engine):
                 for worker in [*ended, *(w for w in late if w not in ended)]:
                     run = worker.run
                     outcome = worker.finish(ray, worker not in ended, self.timeout)
-                    record = pending.settle(run, outcome) if run and outcome else None
+                    if run is None or outcome is None:
+                        continue
+                    record = pending.settle(run, outcome)
                     if record is not None:
                         yield record
+                    else:
+                        tell(Event(worker.index, run, again=True))
         finally:
             for worker in workers:
                 with contextlib.suppress(Exception):  # a cluster that has gone

@@ -2,40 +2,49 @@
 
 import contextlib
 import faulthandler
+import mmap
 import os
 import shutil
 import signal
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TextIO
 
 from mad.config import Run
-from mad.engine.base import Outcome, Work, attempt
+from mad.engine.base import Outcome, Work, attempt, of_error
 
 CAN_LIMIT_MEMORY = sys.platform == "linux"
 OUT_OF_MEMORY_KILLS = ("/sys/fs/cgroup/memory.events", "/proc/vmstat")  # where the kernel counts them
 
 BEGUN = "begun"  # key of the message with which a run begins: the process's number
+RUN = "run"  # of every message: the run's id
+TURN = ".turn"  # ending of the file that holds the id of the run which a process with several is at
+OUTCOME = "outcome"  # of the message with which one of several runs ends
 
 _work: Work | None = None
 _checkpoints: Path | None = None
 _retry_on: tuple[str, ...] = ()
 _told: Connection | None = None
 _trace: TextIO | None = None
+_inbox: Connection | None = None
 
 
 def initialise(
     work: Work | None, checkpoints: Path | None, retry_on: tuple[str, ...], device: str | None, memory: float | None,
-    told: Connection, lifeline: Connection, traces: str,
+    told: Connection, lifeline: Connection, traces: str, inbox: Connection | None = None,
 ) -> None:  # fmt: skip
     """Once in each worker, before its first run."""
-    global _work, _checkpoints, _retry_on, _told, _trace
-    _work, _checkpoints, _retry_on, _told = work, checkpoints, retry_on, told
+    global _work, _checkpoints, _retry_on, _told, _trace, _inbox
+    _work, _checkpoints, _retry_on, _told, _inbox = work, checkpoints, retry_on, told, inbox
     _trace = open(Path(traces, str(os.getpid())), "w")  # noqa: SIM115 - open as long as the process
     faulthandler.enable(_trace)  # a crash in native code has a traceback too
+    if hasattr(faulthandler, "register"):
+        faulthandler.register(signal.SIGUSR1, file=_trace)
     threading.Thread(target=_end_with, args=(lifeline, traces), name="lifeline", daemon=True).start()
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device  # before CUDA starts
@@ -55,13 +64,59 @@ def execute(run: Run, timeout: float | None) -> Outcome:
     assert _told is not None and _trace is not None
     _trace.seek(0)
     _trace.truncate()  # what an earlier run left, which came in time after all
-    _told.send({BEGUN: os.getpid()})
+    told = _told
+    told.send({RUN: run.id, BEGUN: os.getpid()})
     if timeout is not None:  # shortly before the process is stopped, it writes where it is
         faulthandler.dump_traceback_later(max(0.9 * timeout, timeout - 1), file=_trace)
     try:
-        return attempt(_work, run, _told.send, _checkpoints, _retry_on)
+        return attempt(_work, run, lambda progress: told.send({RUN: run.id, **progress}), _checkpoints, _retry_on)
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+def serve(lanes: int, timeout: float | None) -> None:
+    """Train the runs that come, several at once, until there is nobody left to send any."""
+    assert _told is not None and _trace is not None
+    from mad import training
+
+    told = _told
+    turn = Path(f"{_trace.name}{TURN}")
+    turn.write_bytes(b" " * 16)
+    checkpoints = None if _checkpoints is None else training.Checkpoints(_checkpoints)
+    with turn.open("r+b") as file, mmap.mmap(file.fileno(), 16) as whose:
+        for ended in training.interleave(
+            _handed_out(),
+            lambda: lanes,
+            lambda run, progress: told.send({RUN: run.id, **progress}),
+            lambda run: checkpoints,
+            timeout,
+            lambda run: whose.__setitem__(slice(16), run.id.encode()),
+        ):
+            if ended.record is not None:
+                outcome = Outcome(ended.record)
+            else:
+                assert ended.error is not None
+                outcome = of_error(ended.run, ended.error, ended.seconds, _retry_on, ended.late)
+            told.send({RUN: ended.run.id, OUTCOME: outcome})
+
+
+def _handed_out() -> Iterator[Run | None]:
+    """The runs from the inbox; None: there is none for now."""
+    assert _inbox is not None and _told is not None
+    with contextlib.suppress(EOFError):
+        while True:
+            run = _inbox.recv() if _inbox.poll() else None
+            if run is not None:
+                _told.send({RUN: run.id, BEGUN: os.getpid()})
+            yield run
+
+
+def say_where(pid: int | None) -> None:
+    """Have a process write where it is, if it can, before it is stopped."""
+    if pid is not None and hasattr(signal, "SIGUSR1"):
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGUSR1)
+            time.sleep(0.2)
 
 
 def _end_with(lifeline: Connection, traces: str) -> None:

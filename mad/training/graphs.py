@@ -54,6 +54,13 @@ class Graphs(Immediate):
                 work()
             finally:
                 graph.capture_end()
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise RuntimeError(
+                "a step cannot be captured as a CUDA graph, for instance because a layer waits for the device (.item(), "
+                f".cpu(), a branch on data); mode=eager trains it as it is: {error}"
+            ) from error
         finally:
             if collecting:
                 gc.enable()

@@ -33,6 +33,7 @@ class Ended(NamedTuple):
     record: Record | None
     error: Exception | None = None
     seconds: float = 0.0
+    late: bool = False  # its time was up
 
 
 def train_lanes(
@@ -86,6 +87,7 @@ def interleave(
     on_progress: Progress | None = None,
     checkpoints: Callable[[Run], Checkpoints | None] = lambda run: None,
     timeout: float | None = None,
+    on_turn: Callable[[Run], None] = lambda run: None,
 ) -> Iterator[Ended]:
     """Train what `source` gives, prepared, until it is exhausted; a run that ends makes room for the next.
 
@@ -93,6 +95,7 @@ def interleave(
         source: None means: nothing for now.
         lanes: how many runs may be under way, asked each time before one begins.
         timeout: seconds after which a run is given up, with a TimeoutError.
+        on_turn: called each time before a run goes on.
     """
     tell = on_progress or (lambda run, progress: None)
     all_lanes: list[Lane] = []
@@ -121,6 +124,8 @@ def interleave(
             if lane.waiting is not None and not lane.waiting.ready():
                 continue
             moved = True
+            assert lane.run is not None
+            on_turn(lane.run)
             ended = _advance(lane, timeout)
             if ended is None:
                 continue
@@ -155,10 +160,11 @@ def _begin(lane: Lane, run: Run, tell: Progress, checkpoints: Checkpoints | None
 
 def _advance(lane: Lane, timeout: float | None) -> Ended | None:
     """Queue the lane's next piece of work; what became of its run, if that was the last."""
-    run, record, error = lane.run, None, None
+    run, record, error, late = lane.run, None, None, False
     assert run is not None
     try:
-        if timeout is not None and time.perf_counter() - lane.began > timeout:
+        late = timeout is not None and time.perf_counter() - lane.began > timeout
+        if late:
             raise TimeoutError(f"the run took longer than {timeout:g} seconds")
         with lane.scope:
             lane.waiting = next(lane.steps)
@@ -170,4 +176,4 @@ def _advance(lane: Lane, timeout: float | None) -> Ended | None:
         error = caught
         lane.steps.close()
     lane.run = lane.steps = lane.scope = lane.waiting = None
-    return Ended(run, record, error, time.perf_counter() - lane.began)
+    return Ended(run, record, error, time.perf_counter() - lane.began, late)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from mad import plugins
 from mad.config import Run
 from mad.records import Record
 from mad.training import budget, data, host
@@ -85,6 +86,7 @@ def under_way(
 
 def _steps(run: Run, tell: Progress, checkpoint: Checkpoint, kept: Kept) -> Generator[Reading | None, None, Record]:
     began, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
+    plugins.load(run.plugins)  # it may have been prepared in another process
     task, settings = build_task(run), run.train
     num_train, num_test = settings.num_train or task.num_train, settings.num_test or task.num_test
 

@@ -1,0 +1,192 @@
+"""How fast runs train, in each way of running them: eager, captured, compiled, and several at once.
+
+In-context recall with the MAD protocol's model and batch, all included: data, evaluation after every 100 steps,
+optimiser. A rate is steps between the first and the last evaluation of each run within the time given, after the first
+two. FLOPs are the model's own (forward, and twice that backward); bytes the least that a step must move: weights,
+gradients and moments once, the residual stream five times a layer. Both are also given as a share of what a large
+matrix product and a large copy reach on this device. Compilation and capture are reported apart.
+"""
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from mad import models, training
+from mad.config import Run
+from mad.registry import unknown
+from mad.sweep import ROOT
+from mad.training.prepare import build_model, build_task
+
+TABLE = ("hyena", "mh_hyena", "striped_hyena", "striped_hyena_moe", "striped_hyena_experts_moe")  # of the MAD paper
+MODES = ("eager", "captured", "compiled")
+LENGTHS = (32, 128, 1024)
+LANES = (1, 2, 4, 8, 16)
+WARM = 2  # evaluations of a run before it counts
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Of all lanes together; seconds of compilation and capture, GB of the device's memory."""
+
+    step_ms: float
+    tokens: float  # a second
+    flops: float  # a second
+    bytes: float  # a second
+    setup: float
+    memory: float
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m mad.bench lanes", description=__doc__)
+    parser.add_argument("arch", nargs="?", help="arch=NAME[,NAME...] of conf/arch (transformer and hyena)")
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="tokens (32 128 1024)")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="(all)")
+    parser.add_argument("--lanes", type=int, nargs="+", default=LANES, help="of captured and compiled (1 2 4 8 16)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="timed, each (3)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--csv", metavar="FILE", help="write the numbers there, too")
+    args = parser.parse_args(argv)
+    archs = chosen(args.arch, ("attention", "hyena"))
+    console, rows = Console(highlight=False), []
+    name = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
+    product, copy = peaks(args.device)
+    console.print(f"{name}: a large product {product / 1e12:.2f} TFLOP/s, a large copy {copy / 1e12:.2f} TB/s")
+    modes = args.modes if args.device == "cuda" else ["eager"]
+    for arch, length, mode in [(a, n, m) for a in archs for n in args.lengths for m in modes]:
+        for lanes in [1] if mode == "eager" else args.lanes:
+            rate = measure(arch, length, mode, lanes, args.seconds, args.device)
+            shown = f"{rate.step_ms:8.3f} ms a step, {rate.tokens / 1e6:6.2f} M tokens/s"
+            share = f"{rate.flops / product:5.1%} of the product, {rate.bytes / copy:5.1%} of the copy"
+            setup = f"setup {rate.setup:.1f} s, {rate.memory:.1f} GB"
+            console.print(
+                f"{arch['name']:26} T {length:<5} {mode:9} {lanes:2} lanes {shown}, {share}, {setup}", soft_wrap=True
+            )
+            row = {"arch": arch["name"], "length": length, "mode": mode, "lanes": lanes, **vars(rate)}
+            rows.append(row | {"device": name, "torch": torch.__version__})
+            if args.csv:  # after each: a session may end
+                write(Path(args.csv), rows)
+    console.print(summary(rows))
+
+
+def measure(arch: dict[str, Any], length: int, mode: str, lanes: int, seconds: float, device: str) -> Rate:
+    """The rate of `lanes` runs of `arch` (keys of conf/arch) at once."""
+    few = mode == "eager"  # shorter epochs: ten evaluations a second or one make no difference to an eager loop
+    sizes = {"num_train": 1280, "num_test": 128} if few else {}
+    if device == "cpu":
+        sizes, lanes = {"num_train": 512, "num_test": 128}, 1
+    run = training.prepare(
+        {
+            "task": {"name": "in_context_recall", "vocab_size": 16, "seq_len": length},
+            "arch": arch,
+            "train": {"epochs": 100_000, "stop_at": None} | sizes,
+            "device": device,
+            "mode": mode,
+        }
+    )
+    times: dict[int, list[tuple[float, int]]] = {seed: [] for seed in range(lanes)}
+
+    def on_progress(run: Run, progress: dict[str, Any]) -> None:
+        if "accuracy" in progress:
+            times[run.seed].append((time.perf_counter(), progress["step"]))
+
+    until: list[float] = []  # the time at which to stop, once all runs are warm
+
+    def on_turn(run: Run) -> None:
+        now = time.perf_counter()
+        if not until and all(len(seen) > WARM for seen in times.values()):
+            until.append(now + seconds)
+        if until and now > until[0] and all(len(seen) > WARM + 1 for seen in times.values()):
+            raise Enough
+
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    try:
+        for ended in training.interleave(_seeds(run, lanes), lambda: lanes, on_progress, on_turn=on_turn):
+            raise ended.error or RuntimeError("a run came to its end")
+    except Enough:
+        pass
+    rates = [(seen[-1][1] - seen[WARM][1]) / (seen[-1][0] - seen[WARM][0]) for seen in times.values()]
+    ready = min(seen[1][0] for seen in times.values()) - began
+    steps = sum(rates)
+    task = build_task(run)
+    with torch.random.fork_rng(devices=[]):
+        cost = models.cost(build_model(run, task), task.input_length)
+    batch, layers = run.train.batch_size, len(run.arch.stack)
+    moved = 32 * cost.params + 5 * 4 * layers * batch * task.input_length * run.arch.dim
+    memory = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
+    tokens = steps * batch * task.input_length
+    return Rate(1000 / steps, tokens, 3 * steps * batch * cost.flops, steps * moved, ready, memory)
+
+
+class Enough(Exception):
+    """The time is over."""
+
+
+def _seeds(run: Run, lanes: int) -> Iterator[Run]:
+    for seed in range(lanes):
+        one = Run.of(run)
+        one.seed = seed
+        yield one
+
+
+def peaks(device: str) -> tuple[float, float]:
+    """FLOP/s of a large product (bf16 on CUDA, fp32 on a CPU) and bytes/s, read and written, of a large copy."""
+    gpu = device == "cuda"
+    size = 8192 if gpu else 1024
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if gpu else torch.float32)
+    b = torch.empty(2**28 if gpu else 2**24, device=device)
+    c = torch.empty_like(b)
+    return 2 * size**3 / _seconds(lambda: a @ a, gpu), 2 * b.nbytes / _seconds(lambda: c.copy_(b), gpu)
+
+
+def _seconds(work: Any, gpu: bool) -> float:
+    best = float("inf")
+    for _ in range(10):
+        began = time.perf_counter()
+        work()
+        if gpu:
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def chosen(given: str | None, default: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The architectures of `arch=NAME,NAME`, as conf/arch has them."""
+    folder = ROOT / "conf" / "arch"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    names = given.removeprefix("arch=").split(",") if given else list(default)
+    for name in names:
+        if name not in known:
+            sys.exit(str(unknown("arch", name, known)))
+    return [yaml.safe_load((folder / f"{name}.yaml").read_text()) for name in names]
+
+
+def summary(rows: list[dict[str, Any]]) -> Table:
+    """The best of each way, and how many times the eager loop it is."""
+    table = Table("arch", "T", "eager ms", "best ms", "mode", "lanes", "M tokens/s", "times eager")
+    for (arch, length), group in itertools.groupby(rows, lambda row: (row["arch"], row["length"])):
+        found = list(group)
+        eager = next((row["step_ms"] for row in found if row["mode"] == "eager"), None)
+        best = min(found, key=lambda row: row["step_ms"])
+        table.add_row(
+            arch, str(length), f"{eager:.2f}" if eager else "", f"{best['step_ms']:.3f}", best["mode"],
+            str(best["lanes"]), f"{best['tokens'] / 1e6:.2f}", f"{eager / best['step_ms']:.1f}" if eager else "",
+        )  # fmt: skip
+    return table
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    lines = [",".join(rows[0])] + [",".join(str(value) for value in row.values()) for row in rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
