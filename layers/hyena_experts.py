@@ -67,7 +67,8 @@ class HyenaExperts(Layer):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.check_length(x)
         z, mix = self.project(x.flatten(0, 1))
-        x0, x1, v = self.conv(z.unflatten(0, x.shape[:2])).transpose(1, 2).chunk(3, dim=1)  # (B, dim, T)
+        z = z.unflatten(0, x.shape[:2]).transpose(1, 2).contiguous()  # tokens are neighbours for the convolutions
+        x0, x1, v = kernels.short_conv(z, self.conv.taps, self.conv.bias).chunk(3, dim=1)  # (B, dim, T)
         y = kernels.fft_conv(v, self.filter(x.shape[1]), skip=self.skip, pre_gate=x1, post_gate=x0)
         y = y.transpose(1, 2).flatten(0, 1).unflatten(-1, (self.router.num_experts, self.width))  # (N, E, w)
         return self.out((y * mix.unsqueeze(-1)).sum(1)).view_as(x)

@@ -85,8 +85,9 @@ def save(ctx, inputs, output):
 
 def differentiate(ctx, dy):
     u, k, skip, pre_gate, post_gate = ctx.saved_tensors
-    if dy.stride() != u.stride():  # tokens that are not neighbours in memory cost more to read than to copy once
-        dy = torch.empty_like(u).copy_(dy)
+    like_u = torch.empty_like(u)
+    if dy.stride() != like_u.stride():  # tokens that are not neighbours in memory cost more to read than to copy once
+        dy = like_u.copy_(dy)
     du, dk, dpre, dpost = backward(dy, u, k, skip, pre_gate, post_gate)
     dskip = None if skip is None else dk[:, 0].to(skip.dtype)
     dpre, dpost = (None if gate is None else g for gate, g in ((pre_gate, dpre), (post_gate, dpost)))

@@ -14,6 +14,7 @@ from kernels.activations import activate, slope
 from kernels.short_conv import words
 from kernels.tiles import bucket
 
+ELEMENTS = 1024
 SPLITS = 32  # shares of the batch in the backward: enough programs for every SM, few partial sums
 
 
@@ -63,16 +64,16 @@ def backward_kernel(
             t = t0 + tl.arange(0, BT)[None, :]
             inside = live & (t < L)
             out = tl.zeros((BC, BT), tl.float32)
+            now = tl.load(x + t * u_t, mask=inside, other=0.0).to(tl.float32)
             for r in tl.static_range(R):
                 g = dz + b * dz_b + (h * R + r) * dz_h
-                gradient = tl.load(g + t * dz_t, mask=inside, other=0.0).to(tl.float32)
-                sums += tl.where(column == r * (K + 1) + K, tl.sum(gradient, 1)[:, None], 0.0)
                 for j in tl.static_range(K):
                     tap = tl.load(w + (h * R + r) * K + (K - 1 - j), mask=live, other=0.0).to(tl.float32)
                     ahead = tl.load(g + (t + j) * dz_t, mask=live & (t + j < L), other=0.0).to(tl.float32)
-                    past = tl.load(x + (t - j) * u_t, mask=inside & (t >= j), other=0.0).to(tl.float32)
                     out += tap * ahead
-                    sums += tl.where(column == r * (K + 1) + K - 1 - j, tl.sum(gradient * past, 1)[:, None], 0.0)
+                    sums += tl.where(column == r * (K + 1) + K - 1 - j, tl.sum(ahead * now, 1)[:, None], 0.0)
+                    if j == 0:
+                        sums += tl.where(column == r * (K + 1) + K, tl.sum(ahead, 1)[:, None], 0.0)
             tl.store(du + b * du_b + h * du_h + t * du_t, out.to(du.dtype.element_ty), mask=inside)
     tl.store(partial + (tl.program_id(1) * H + h) * SUMS + column, sums, mask=live)
 
@@ -135,7 +136,7 @@ def gradients(
     outputs, width = w.shape
     repeats = outputs // channels
     columns = bucket(repeats * (width + 1), 1, 1 << 30)
-    rows, tokens = tile(u, 1024)
+    rows, tokens = tile(u, ELEMENTS)
     shares = min(batch, SPLITS)
     partial = u.new_empty(shares, channels, columns, dtype=torch.float32)
     du = torch.empty_like(u)

@@ -72,8 +72,7 @@ class AutoEncoder(LanguageModel):
         super().__init__(stack, dim, vocab_size, max_length, norm=norm, **options)
         self.code: torch.Tensor
         self.register_buffer("code", sine_cosine_code(max_length, dim), persistent=False)
-        halves = [(new_norm(norm, dim), nn.Linear(dim, dim), nn.GELU()) for _ in range(2)]
-        self.decoder = nn.Sequential(*(module for half in halves for module in half))
+        self.decoder = Decoder(dim, norm)
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
         summary = self.stack(self.embedding(tokens))[:, -1:]  # (B, 1, dim)
@@ -81,6 +80,21 @@ class AutoEncoder(LanguageModel):
 
     def flops(self, length: int) -> int:
         return super().flops(length) + 4 * length * self.code.shape[1] ** 2
+
+
+class Decoder(nn.Module):
+    """Twice norm, linear, GELU, width dim."""
+
+    def __init__(self, dim: int, norm: str):
+        super().__init__()
+        self.norms = nn.ModuleList(new_norm(norm, dim) for _ in range(2))
+        self.linears = nn.ModuleList(nn.Linear(dim, dim) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.dtype  # the norms' own, whatever the products between them are rounded to
+        for norm, linear in zip(self.norms, self.linears, strict=True):
+            x = nn.functional.gelu(linear(norm(x.to(wide))))
+        return x.to(wide)
 
 
 class Embedding(nn.Module):

@@ -58,8 +58,8 @@ class Graphs(Immediate):
             raise
         except RuntimeError as error:
             raise RuntimeError(
-                "a step cannot be captured as a CUDA graph, for instance because a layer waits for the device (.item(), "
-                f".cpu(), a branch on data); mode=eager trains it as it is: {error}"
+                "a step cannot be captured as a CUDA graph, for instance because a layer waits for the device "
+                f"(.item(), .cpu(), a branch on data); mode=eager trains it as it is: {error}"
             ) from error
         finally:
             if collecting:

@@ -17,37 +17,42 @@ from mad.memory import keep_freed_memory
 deterministic: Any = torch.utils.deterministic
 
 
+class Place:
+    """Where runs are queued on the GPU, one after the other: a stream and a generator. What is recorded there keeps
+    both, so a run that takes recordings over must have the same."""
+
+    def __init__(self) -> None:
+        torch.cuda.init()
+        self.stream = torch.cuda.Stream()
+        self.default = torch.cuda.default_generators[torch.cuda.current_device()]
+        self.generator = self.default.clone_state()
+
+
 class Scope:
     """What a run needs around whatever it does; entered anew each time it goes on, so that runs may take turns.
 
     Inside, the same seed gives the same bits; outside, generators and settings are what they were. On a CPU that means
-    one thread, because a sum's order follows the number of threads; workers run side by side. On CUDA the run has a
-    stream and a generator of its own and, with `deterministic`, an operation that cannot repeat its result raises a
-    RuntimeError (a warning alone would leave the backward pass of fused attention as it is, with atomic additions).
+    one thread, because a sum's order follows the number of threads; workers run side by side. On CUDA the run is at a
+    `Place` of its own and, with `deterministic`, an operation that cannot repeat its result raises a RuntimeError (a
+    warning alone would leave the backward pass of fused attention as it is, with atomic additions).
     """
 
-    def __init__(self, seed: int, device: str, deterministic: bool, stream: "torch.cuda.Stream | None" = None):
+    def __init__(self, seed: int, device: str, deterministic: bool, place: Place | None = None):
         self.seed, self.device, self.deterministic = seed, device, device == "cuda" and deterministic
-        self.stream = stream
+        self.place = place or Place() if device == "cuda" else None
         self._rng: torch.Tensor | None = None  # of the CPU, once the run has drawn from it
-        self._cuda_rng: Any = None
-        if device == "cuda":
-            torch.cuda.init()
-            self.stream = stream or torch.cuda.Stream()
-            self._generator = torch.cuda.default_generators[torch.cuda.current_device()]
-            self._cuda_rng = self._generator.clone_state()
 
     def __enter__(self) -> "Scope":
         self._threads = torch.get_num_threads()
         self._outer = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
         self._outer_rng = torch.get_rng_state()
-        if self.device == "cpu":
+        if self.place is None:
             torch.set_num_threads(1)
             keep_freed_memory()
         else:
-            self._outer_cuda_rng = self._generator.graphsafe_get_state()
-            self._generator.graphsafe_set_state(self._cuda_rng)
-            self._on_stream = torch.cuda.stream(self.stream)
+            self._outer_cuda_rng = self.place.default.graphsafe_get_state()
+            self.place.default.graphsafe_set_state(self.place.generator)
+            self._on_stream = torch.cuda.stream(self.place.stream)
             self._on_stream.__enter__()
         if self.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -64,11 +69,11 @@ class Scope:
         torch.set_rng_state(self._outer_rng)
         torch.use_deterministic_algorithms(self._outer[0])
         deterministic.fill_uninitialized_memory = self._outer[1]
-        if self.device == "cpu":
+        if self.place is None:
             torch.set_num_threads(self._threads)
         else:
             self._on_stream.__exit__(*error)
-            self._generator.graphsafe_set_state(self._outer_cuda_rng)
+            self.place.default.graphsafe_set_state(self._outer_cuda_rng)
 
 
 @contextlib.contextmanager

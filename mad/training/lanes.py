@@ -69,9 +69,9 @@ def train_lanes(
 
 @dataclass
 class Lane:
-    """A stream, the run on it, and the trainer that the last one left."""
+    """A place on the GPU, the run there, and the trainer that the last one left."""
 
-    stream: Any
+    place: host.Place | None
     kept: Kept = field(default_factory=Kept)
     run: Run | None = None
     steps: Any = None
@@ -147,14 +147,14 @@ def _lane(lanes: list[Lane], run: Run) -> Lane:
     """A lane that is free, if possible one whose trainer may fit; a new one if there is none."""
     free = [lane for lane in lanes if lane.run is None]
     if not free:
-        free = [Lane(torch.cuda.Stream() if run.device == "cuda" else None)]
+        free = [Lane(host.Place() if run.device == "cuda" else None)]
         lanes += free
     return max(free, key=lambda lane: lane.kept.likely(run))
 
 
 def _begin(lane: Lane, run: Run, tell: Progress, checkpoints: Checkpoints | None) -> None:
     lane.run, lane.began, lane.waiting, lane.advanced = run, time.perf_counter(), None, False
-    lane.scope = host.Scope(run.seed, run.device, run.train.deterministic, lane.stream)
+    lane.scope = host.Scope(run.seed, run.device, run.train.deterministic, lane.place)
     lane.steps = under_way(run, lambda progress: tell(run, progress), checkpoints, lane.kept)
 
 

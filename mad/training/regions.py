@@ -7,6 +7,7 @@ is.
 
 import functools
 import logging
+import warnings
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ def _residual() -> Any:
     dynamo = _dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, VERSIONS)
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, VERSIONS)
+    warnings.filterwarnings("ignore", message=r"\s*Online softmax is disabled")  # nothing a user could change
     compiled = torch.compile(residual, dynamic=False)
     refused: set[type] = set()
 
