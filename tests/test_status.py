@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from mad import engine, status
+from mad import engine, leaderboard, status
 from mad.config import Run
 from mad.records import Claims, Record, Store
 
@@ -77,6 +77,7 @@ def test_one_file_carries_a_sweep_to_the_next_machine(folder, tmp_path_factory, 
     (there / "records.jsonl.gz").write_bytes((folder / "records.jsonl.gz").read_bytes())
     assert status.main([str(there)]) == 0
     assert "4 runs: 2 ok, 1 diverged, 1 failed" in capsys.readouterr().out
+    assert len(leaderboard.read([there])) == 4
     did = []
 
     def noting(run, on_progress=None):

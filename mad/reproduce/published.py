@@ -1,7 +1,7 @@
 """What was published, and how it was come by: scores, the recipe behind them, and where our models are not theirs.
 
-The scores in `anchors/` were read off figures, +-0.005. A recipe has what the published runs have in common, by the
-columns of a table of runs; runs that depart from it are still shown, with what they depart in.
+The scores are in `anchors/`; the MAD paper's were read off a figure, +-0.005. A recipe has what the published runs have
+in common, by the columns of a table of runs; runs that depart from it are still shown, with what they depart in.
 """
 
 from dataclasses import dataclass
