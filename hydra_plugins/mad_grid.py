@@ -22,13 +22,8 @@ from mad.registry import unknown
 from mad.tasks import settings as protocol_settings
 
 LENGTHS = ("train.steps", "train.tokens", "train.budget_flops")  # a run takes one of them
-TRAINING = (
-    "epochs",
-    "eval_every",
-    "num_train",
-    "num_test",
-    "batch_size",
-)  # options of a setting that are training's, not the task's
+# options of a setting that are training's, not the task's
+TRAINING = ("epochs", "eval_every", "num_train", "num_test", "batch_size")
 
 
 @dataclass
