@@ -75,7 +75,7 @@ def compare(name: str, table: pd.DataFrame) -> Comparison:
     scored = leaderboard.scored(mine, about.score)
     keys, rows, labels = layout.LAYOUT[name](theirs, mine, scored)
     runs = pd.concat([labels, scored.drop(columns=["arch", "task"])], axis=1)
-    departed = {column: _departs(mine[column], value) for column, value in about.recipe.items() if column in mine}
+    departed = {column: _departs(mine, column, value) for column, value in about.recipe.items() if column in mine}
     runs["departs"] = np.any([*departed.values(), np.zeros(len(mine), bool)], axis=0)
     runs["point"] = _points(mine, about)
     for column, values in EXTRAS.get(name, {}).items():
@@ -132,14 +132,14 @@ def _points(table: Frame, about: Published) -> Frame:
     return points
 
 
-def _departs(column: Frame, value: Any) -> Any:
-    """Of each run, whether it has another value."""
+def _departs(table: Frame, column: str, value: Any) -> Any:
+    """Of each run, whether it has another value than the recipe."""
     if value is None:
-        return column.notna().to_numpy()
-    if isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool)):
-        given: Frame = pd.to_numeric(column, errors="coerce")
-        return ~np.isclose(given, value)
-    return (column.astype(str) != str(value)).to_numpy()
+        return table[column].notna().to_numpy()
+    if isinstance(value, (str, bool)):
+        return (table[column].astype(str) != str(value)).to_numpy()
+    given: Frame = pd.to_numeric(table[column], errors="coerce")
+    return ~np.isclose(given, table["task.seq_len"].map(value) if isinstance(value, dict) else value)
 
 
 def _verdict(row: dict[str, Any]) -> str:

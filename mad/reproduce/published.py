@@ -22,7 +22,7 @@ class Published:
     Attributes:
         file: of its scores, in `anchors/`.
         score: the column of a table of runs that was published.
-        recipe: column -> value of every published run; None: there is none.
+        recipe: column -> value of every published run; None: there is none; a mapping: by the sequence length.
         lrs, weight_decays: the optimiser grid, whose best run on the test set counts.
         departures: where our models or data differ from the published code, which no column says.
     """
@@ -108,7 +108,8 @@ PUBLISHED = {
         source="BASED, figure 2: Arora et al. 2024, arXiv 2402.18668",
         file="based_recall_memory.csv",
         score="accuracy",
-        recipe=MQAR_RECIPE | {"train.epochs": 32, "train.batch_size": 256},
+        recipe=MQAR_RECIPE
+        | {"train.epochs": 32, "train.batch_size": 256, "train.num_train": 180_000, "train.num_test": 7_000},
         lrs=(1e-3, 10**-2.5, 1e-2, 10**-1.5),
         weight_decays=(0.1,),
         departures=ZOOLOGY_BLOCK,
@@ -118,7 +119,13 @@ PUBLISHED = {
         source="Zoology, figure 2: Arora et al. 2023, arXiv 2312.04927",
         file="zoology_fig2.csv",
         score="accuracy",
-        recipe=MQAR_RECIPE | {"train.epochs": 64, "train.num_train": 100_000},
+        recipe=MQAR_RECIPE
+        | {
+            "train.epochs": 64,
+            "train.batch_size": {64: 512, 128: 512, 256: 256, 512: 128},
+            "train.num_train": 100_000,
+            "train.num_test": 3_000,
+        },
         lrs=(1e-4, 10 ** (-10 / 3), 10 ** (-8 / 3), 1e-2),
         weight_decays=(0.1,),
         departures=ZOOLOGY_BLOCK,

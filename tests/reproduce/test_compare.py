@@ -163,6 +163,14 @@ def test_the_best_rate_counts_and_a_csv_says_what_the_records_say(runs_of, tmp_p
     assert row["ours"] == 0.9 and row["ours_bytes"] == 290_500
 
 
+def test_a_batch_follows_the_length(table_of):
+    mine = table_of("reproduce_zoology_figure2", "arch=zoology_hyena", "arch.dim=64")
+    found = compare("zoology_figure2", mine.assign(**{"train.batch_size": 512}))
+    assert found.departed == {"train.batch_size": ([512], {64: 512, 128: 512, 256: 256, 512: 128})}
+    for length in (64, 128, 256, 512):
+        assert (at(found, model="hyena", d_model=64, seq_len=length)["verdict"] == "partial") == (length > 128)
+
+
 def test_models_are_told_by_their_stacks():
     attention = {"name": "attention", "rope": False}
     assert model_of(json.dumps(["base_conv", attention]), BASED) == ("attention", "")
