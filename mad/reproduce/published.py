@@ -65,7 +65,7 @@ MAD_SETTINGS = {  # of the MAD protocol: task -> column -> baseline, then what i
 }  # fmt: skip
 ZOOLOGY_BLOCK = (
     "the published block adds its normed stream to itself once more where it has no MLP; ours adds the mixer's output",
-    "the published code draws all weights with a deviation of 0.02, output maps less; ours has each layer's own",
+    "the published code draws linear maps with a deviation of 0.02, output maps less; ours has each layer's own",
     "the published attention drops out 0.1 of its weights; ours none",
 )
 BY_EPOCHS = {"train.steps": None, "train.tokens": None, "train.budget_flops": None}
