@@ -22,17 +22,20 @@ from mad.registry import unknown
 from mad.tasks import settings as protocol_settings
 
 LENGTHS = ("train.steps", "train.tokens", "train.budget_flops")  # a run takes one of them
-TRAINING = ("num_train", "num_test", "batch_size")  # options of a setting that are training's, not the task's
+# options of a setting that are training's, not the task's
+TRAINING = ("epochs", "eval_every", "num_train", "num_test", "batch_size")
 
 
 @dataclass
 class GridConf:
     """`params`: value axes, {"optim.lr": "1e-4,1e-3"}; the command line wins. `settings`: the task axis, a protocol's
-    name or a list of {task: name, option: value, ...}."""
+    name or a list of {task: name, option: value, ...}. `archs`: the architectures' axis where they differ in what is
+    varied, a list of {arch: name, key: values, ...} with keys of arch, as {arch: mqar_based, dim: "48,64"}."""
 
     _target_: str = "hydra_plugins.mad_grid.GridSweeper"
     params: dict[str, Any] = field(default_factory=dict)
     settings: Any = None
+    archs: Any = None
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="mad_grid", node=GridConf, provider="mad")
@@ -44,8 +47,8 @@ class GridSweeper(Sweeper):
     The overrides are those of the command line, or `task_function.arguments` where the application kept them back.
     """
 
-    def __init__(self, params: dict[str, Any] | None = None, settings: Any = None):
-        self.params, self.settings = dict(params or {}), settings
+    def __init__(self, params: dict[str, Any] | None = None, settings: Any = None, archs: Any = None):
+        self.params, self.settings, self.archs = dict(params or {}), settings, archs
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
         self.loader: Any = hydra_context.config_loader
@@ -65,15 +68,17 @@ class GridSweeper(Sweeper):
         """
         axes = self.axes(arguments)
         tasks = self.task_axis(axes.pop("task", None))
+        archs = [([], [])] if "ladder" in axes else self.arch_axis(axes.pop("arch", None))
         groups = {key: values for key, values in axes.items() if self.options(key.lstrip("+~"))}
         values = {key: axes[key] for key in axes if key not in groups}
         parse = OverridesParser.create().parse_override
         parsed = {text: parse(text) for axis in values.values() for text in axis}
         composed: dict[tuple[str, ...], DictConfig] = {}  # 0.1 s each, and many settings share a task
-        for task, options in tasks:
+        for (task, task_options), (arch, arch_options) in itertools.product(tasks, archs):
+            options = [*task_options, *arch_options]
             setting = [parse(text) for text in options]
             for choice in itertools.product(*groups.values()):
-                choices = (*task, *choice)
+                choices = (*task, *arch, *choice)
                 if choices not in composed:
                     composed[choices] = self.compose(choices)
                 config = copy.deepcopy(composed[choices])
@@ -82,7 +87,7 @@ class GridSweeper(Sweeper):
                     # every point sets the same keys, so they may share one configuration
                     apply([parsed[text] for text in point], config)
                     plain: Any = OmegaConf.to_container(config, resolve=True)
-                    yield plain, [*task, *options, *choice, *point]
+                    yield plain, [*task, *arch, *options, *choice, *point]
 
     def axes(self, arguments: list[str]) -> dict[str, list[str]]:
         """Key -> overrides, one a value. The command line takes the place of the sweep's axis of the same key."""
@@ -116,18 +121,22 @@ class GridSweeper(Sweeper):
         if isinstance(self.settings, str):
             settings = protocol_settings(self.settings)
         else:
-            given: Any = OmegaConf.to_container(self.settings) if self.settings else []
-            settings = [_split(setting) for setting in given]
-        if chosen is None:
-            names = list(dict.fromkeys(name for name, _ in settings))
-        else:
-            names = [text.partition("=")[2] for text in chosen]
-            settings += [(name, {}) for name in names if name not in dict(settings)]
-        kept = [(name, options) for name, options in settings if name in names]
+            settings = _entries("task", self.settings)
         return [
             ([f"task={name}"], [f"{'train' if key in TRAINING else 'task'}.{key}={_text(v)}" for key, v in o.items()])
-            for name, o in kept
+            for name, o in _kept(settings, chosen)
         ] or [([], [])]
+
+    def arch_axis(self, chosen: list[str] | None) -> list[tuple[list[str], list[str]]]:
+        """(override of the group, overrides of its keys) for every architecture; of several values each is one.
+
+        `arch=X` keeps the sweep's X with what it varies, or, where it has none, X as it is.
+        """
+        found = []
+        for name, keys in _kept(_entries("arch", self.archs), chosen):
+            axes = self.parse([f"arch.{key}={_text(value)}" for key, value in keys.items()])
+            found += [([f"arch={name}"], list(point)) for point in itertools.product(*axes.values())]
+        return found or [([], [])]
 
     def compose(self, choices: tuple[str, ...]) -> DictConfig:
         for text in choices:
@@ -165,10 +174,22 @@ def _values(override: Override) -> list[str]:
     return [override.get_value_element_as_str()]
 
 
-def _split(setting: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    if "task" not in setting:
-        raise ValueError(f"a setting of a sweep needs the key 'task', got {setting}")
-    return setting["task"], {key: value for key, value in setting.items() if key != "task"}
+def _entries(group: str, given: Any) -> list[tuple[str, dict[str, Any]]]:
+    """(name, the other keys) of each entry of a sweep's list."""
+    entries: Any = OmegaConf.to_container(given) if OmegaConf.is_config(given) else given or []
+    for entry in entries:
+        if group not in entry:
+            raise ValueError(f"an entry of the sweep's {group} axis needs the key {group!r}, got {entry}")
+    return [(entry[group], {key: value for key, value in entry.items() if key != group}) for entry in entries]
+
+
+def _kept(entries: list[tuple[str, dict[str, Any]]], chosen: list[str] | None) -> list[tuple[str, dict[str, Any]]]:
+    """The entries whose name is chosen, and what is chosen and no entry; all where nothing is."""
+    if chosen is None:
+        return entries
+    names = [text.partition("=")[2] for text in chosen]
+    mine = [*entries, *((name, {}) for name in names if name not in dict(entries))]
+    return [(name, keys) for name, keys in mine if name in names]
 
 
 def _text(value: Any) -> str:

@@ -1,5 +1,6 @@
-"""Short convolutions as mixers: gated (BaseConv) and plain."""
+"""Convolutions as mixers: gated (BaseConv), short or long, and plain and short."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,6 +9,8 @@ from torch import nn
 import kernels
 import layers
 from layers.base import Layer, positive
+from layers.filters import build_filter
+from layers.gated_projection import convolution_step, fft_conv_flops
 
 
 class ShortConvolution(nn.Module):
@@ -28,20 +31,57 @@ class ShortConvolution(nn.Module):
         window = torch.cat([past, x_t.unsqueeze(1)], dim=1)
         return self(window, activation)[:, -1], window[:, 1:]
 
+    def past_size(self, length: int) -> int:
+        """Elements of the past after `length` tokens."""
+        return self.taps.numel() - len(self.taps)
+
+    def flops(self, length: int) -> int:
+        return 2 * length * self.taps.numel()
+
+
+class LongConvolution(nn.Module):
+    """y = h conv x + x, causal, as long as the sequence, (B, T, dim) -> (B, T, dim), and its recurrent form."""
+
+    def __init__(self, dim: int, max_length: int, filter: str | Mapping[str, Any]):
+        super().__init__()
+        self.dim, self.filter = dim, build_filter(filter, dim, max_length)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return kernels.fft_conv(x.transpose(1, 2), self.filter(x.shape[1])).transpose(1, 2) + x
+
+    def step(self, x_t: torch.Tensor, past: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x_t (B, dim), past (B, dim, t) -> (B, dim), next past (B, dim, t + 1)."""
+        past = torch.cat([past, x_t.unsqueeze(-1)], dim=-1)
+        return convolution_step(past, self.filter(past.shape[-1])) + x_t, past
+
+    def past_size(self, length: int) -> int:
+        """Elements of the past after `length` tokens."""
+        return self.dim * length
+
+    def flops(self, length: int) -> int:
+        return fft_conv_flops(self.dim, length) + self.dim * length
+
 
 @layers.register("base_conv", kind="sequence")
 class BaseConv(Layer):
-    """y = conv(x) * (W x + b) + x, the short causal convolution gated by a linear map.
+    """y = conv(x) * (W x + b) + x, a causal convolution gated by a linear map.
 
-    Arora et al. 2023 (Zoology, arXiv 2312.04927), with the inner residual of BASED (arXiv 2402.18668). State:
-    (kernel_size - 1) dim. FLOPs a token: 2 dim^2 + 2 kernel_size dim.
+    Arora et al. 2023 (Zoology, arXiv 2312.04927), with the inner residual of BASED (arXiv 2402.18668). The convolution
+    is short, or with a `filter` as long as the sequence (then h conv x + x); Zoology has them in turn. State:
+    (kernel_size - 1) dim; long, dim T. FLOPs a token: 2 dim^2, and 2 kernel_size dim or 10 dim log2 T + dim.
+
+    Args:
+        kernel_size: taps of the short convolution.
+        filter: of a long one in its place, "implicit", "rtf", or a mapping of the name and its options.
     """
 
     countable = False  # the convolution is not a matmul here, and torch's counter does not see it
 
-    def __init__(self, dim: int, max_length: int, *, kernel_size: int = 3):
+    def __init__(
+        self, dim: int, max_length: int, *, kernel_size: int = 3, filter: str | Mapping[str, Any] | None = None
+    ):
         super().__init__(dim, max_length)
-        self.conv = ShortConvolution(dim, kernel_size)
+        self.conv = ShortConvolution(dim, kernel_size) if filter is None else LongConvolution(dim, max_length, filter)
         self.linear = nn.Linear(dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -49,6 +89,8 @@ class BaseConv(Layer):
         return self.conv(x) * self.linear(x) + x
 
     def init_state(self, batch: int) -> tuple[torch.Tensor]:
+        if isinstance(self.conv, LongConvolution):
+            return (self.zeros(batch, self.dim, 0),)
         return (self.zeros(batch, self.conv.taps.shape[1] - 1, self.dim),)
 
     def step(self, x_t: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
@@ -56,10 +98,10 @@ class BaseConv(Layer):
         return y * self.linear(x_t) + x_t, (past,)
 
     def state_size(self, length: int) -> int:
-        return self.dim * (self.conv.taps.shape[1] - 1)
+        return self.conv.past_size(length)
 
     def flops(self, length: int) -> int:
-        return length * (2 * self.dim**2 + 2 * self.conv.taps.numel())
+        return length * 2 * self.dim**2 + self.conv.flops(length)
 
 
 @layers.register("short_conv", kind="sequence")
@@ -89,7 +131,7 @@ class ShortConv(Layer):
         return y, (past,)
 
     def state_size(self, length: int) -> int:
-        return self.dim * (self.conv.taps.shape[1] - 1)
+        return self.conv.past_size(length)
 
     def flops(self, length: int) -> int:
-        return length * 2 * self.conv.taps.numel()
+        return self.conv.flops(length)

@@ -1,6 +1,8 @@
 """`python -m mad.status results/NAME`: what of a sweep is done, what runs where, what failed and why, what is left.
 
-Reads the folder alone, so it may be asked from any machine that sees it, also while the sweep is under way.
+Reads the folder alone, so it may be asked from any machine that sees it, also while the sweep is under way. With
+`--pack` it also writes all records into one file, `records.jsonl.gz`: in an otherwise empty results folder, on another
+machine, the sweep's command goes on from it.
 """
 
 import argparse
@@ -51,7 +53,10 @@ def read(folder: str) -> Status:
     """
     store = Store(folder)
     if not store.exists():
-        raise ValueError(f"{folder} is no results folder: it has no store.json; expected results/NAME of a sweep")
+        raise ValueError(
+            f"{folder} is no results folder: it has neither store.json nor records.jsonl.gz; expected results/NAME of "
+            "a sweep"
+        )
     records, claims = store.records(), Claims(store.folder)
     recorded = {record.run_id for record in records if record.status in DONE}
     planned = {record.run_id: label(Run.of(record.config)) for record in records} | store.planned()
@@ -96,11 +101,16 @@ def _row(claim: Claim, status: Status) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mad.status", description=(__doc__ or "").partition("\n\n")[2])
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="results/NAME")
+    parser.add_argument("--pack", action="store_true", help="write all records into FOLDER/records.jsonl.gz")
+    options = parser.parse_args(arguments)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     try:
-        for status in [read(folder) for folder in parser.parse_args(arguments).folders]:
+        for status in [read(folder) for folder in options.folders]:
             show(status, console)
-    except ValueError as error:
+        for folder in options.folders if options.pack else ():
+            file = Store(folder).pack()
+            console.print(f"{file}: {file.stat().st_size / 1000:.0f} kB; git add -f {file}", soft_wrap=True)
+    except (ValueError, OSError) as error:
         print(f"mad.status: {error}", file=sys.stderr)
         return 2
     return 0

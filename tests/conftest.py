@@ -5,8 +5,42 @@ Without a GPU, Triton kernels run in its interpreter, which has to be asked for 
 
 import os
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def expand():
+    """Overrides -> the points of the grid, as the command would expand them."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+
+    from hydra_plugins.mad_grid import GridSweeper
+    from mad import sweep, tasks
+
+    ConfigStore.instance().store(name="schema", node=sweep.SweepConfig)
+    for name in tasks.names():
+        ConfigStore.instance().store(group="task", name=name, node={"name": name, **tasks.options(name)})
+    paths = ",".join(f"file://{folder}" for folder in sweep.search_path())
+
+    with initialize_config_dir(str(sweep.ROOT / "conf"), version_base=None):
+
+        def run(*overrides):
+            sweeps = [text for text in overrides if text.startswith("sweeps=")]
+            own = [text for text in overrides if text not in sweeps]
+            master = compose("config", [*sweeps, f"hydra.searchpath=[{paths}]"], return_hydra_config=True)
+            options = master.hydra.sweeper
+            sweeper = GridSweeper(options.params, options.settings, options.archs)
+
+            class Context:
+                config_loader = GlobalHydra.instance().config_loader()
+
+            sweeper.setup(hydra_context=Context, task_function=None, config=master)
+            return list(sweeper.points(own))
+
+        yield run

@@ -1,5 +1,6 @@
 """Records and their store: round trips, atomic files, damaged files, other versions."""
 
+import gzip
 import json
 import logging
 import math
@@ -207,3 +208,49 @@ def test_rows_do_not_depend_on_the_order_of_arrival(tmp_path):
             Store(tmp_path / folder, "sweep").write(make(seed))
         Store(tmp_path / folder, "sweep").write_csv()
     assert (tmp_path / "a/results.csv").read_text() == (tmp_path / "b/results.csv").read_text()
+
+
+def test_packed_records_are_records_and_a_runs_own_file_counts_before_them(tmp_path):
+    store = Store(tmp_path / "a", "mine")
+    for seed, status in enumerate(("ok", "diverged", "failed")):
+        store.write(make(seed, status, metrics={"loss": math.nan} if status == "diverged" else {"accuracy": 0.1 + 0.2}))
+    file = store.pack()
+    bytes_of, before = file.read_bytes(), [repr(record) for record in store.records()]
+    assert store.pack().read_bytes() == bytes_of  # nothing changed, and git sees no change
+
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / file.name).write_bytes(bytes_of)
+    other = Store(tmp_path / "b")
+    assert other.exists() and [repr(record) for record in other.records()] == before
+    assert [other.done(make(seed).run_id) for seed in range(4)] == [True, True, False, False]
+    for seed in (2, 3):  # the failed one again, and a new one
+        other.write(make(seed, "ok"))
+    assert [other.done(make(seed).run_id) for seed in range(4)] == [True] * 4
+    assert len(other.records()) == len(pd.read_csv(other.write_csv())) == 4
+    other.pack()
+    for path in other.runs.iterdir():
+        path.unlink()
+    assert sorted(record.status for record in other.records()) == ["diverged", "ok", "ok", "ok"]
+
+
+def test_a_damaged_own_file_falls_back_to_the_packed_record(tmp_path):
+    store = Store(tmp_path)
+    store.write(make())
+    store.pack()
+    (store.runs / f"{make().run_id}.json").write_text("{")
+    assert store.done(make().run_id) and len(store.corrupt) == 1
+
+
+def test_a_damaged_packed_file_is_an_error_and_stays(tmp_path):
+    store = Store(tmp_path)
+    store.write(make())
+    whole = store.pack().read_bytes()
+    broken = (whole[:-20], b"no gzip", gzip.compress(b"[]\n"), gzip.compress(b'{"run_id": "x"}\n'))
+    for content in broken:
+        store.packed.write_bytes(content)
+        with pytest.raises(ValueError, match="records.jsonl.gz cannot be read.*bring back a whole one"):
+            Store(tmp_path).records()
+        assert store.packed.read_bytes() == content
+    store.packed.write_bytes(gzip.compress(json.dumps({"run_id": "x", "schema": 99}).encode()))
+    with pytest.raises(ValueError, match="schema 99"):
+        Store(tmp_path).records()

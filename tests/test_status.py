@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from mad import engine, status
+from mad import engine, leaderboard, status
 from mad.config import Run
 from mad.records import Claims, Record, Store
 
@@ -67,4 +67,24 @@ def test_a_finished_sweep(tmp_path, capsys):
 
 def test_no_results_folder(tmp_path, capsys):
     assert status.main([str(tmp_path / "nothing")]) == 2
-    assert "nothing is no results folder: it has no store.json" in capsys.readouterr().err
+    assert "nothing is no results folder: it has neither store.json nor" in capsys.readouterr().err
+
+
+def test_one_file_carries_a_sweep_to_the_next_machine(folder, tmp_path_factory, capsys):
+    assert status.main([str(folder), "--pack"]) == 0
+    assert f"{folder}/records.jsonl.gz: " in capsys.readouterr().out
+    there = tmp_path_factory.mktemp("there")
+    (there / "records.jsonl.gz").write_bytes((folder / "records.jsonl.gz").read_bytes())
+    assert status.main([str(there)]) == 0
+    assert "4 runs: 2 ok, 1 diverged, 1 failed" in capsys.readouterr().out
+    assert len(leaderboard.read([there])) == 4
+    did = []
+
+    def noting(run, on_progress=None):
+        did.append(run.seed)
+        return Record(run.id, "ok", run.to_dict())
+
+    summary = engine.execute(runs(4), Store(there, "mine"), engine.build("inline", noting))
+    assert did == [1] and summary.there == 3  # the failed one is tried again, the others have a result
+    assert {r.status for r in Store(there).records()} == {"ok", "diverged"}
+    assert len(list((there / "runs").glob("*.json"))) == 1 and "ok" in (there / "results.csv").read_text()

@@ -10,12 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 
-from hydra_plugins.mad_grid import GridSweeper
-from mad import sweep, tasks, training
+from mad import sweep, training
 
 TINY = [
     "task=mqar",
@@ -28,31 +24,6 @@ TINY = [
     "train.num_test=16",
     "tracker=none",
 ]
-
-
-@pytest.fixture
-def expand():
-    """Overrides -> the points of the grid, as the command would expand them."""
-    ConfigStore.instance().store(name="schema", node=sweep.SweepConfig)
-    for name in tasks.names():
-        ConfigStore.instance().store(group="task", name=name, node={"name": name, **tasks.options(name)})
-    paths = ",".join(f"file://{folder}" for folder in sweep.search_path())
-
-    with initialize_config_dir(str(sweep.ROOT / "conf"), version_base=None):
-
-        def run(*overrides):
-            sweeps = [text for text in overrides if text.startswith("sweeps=")]
-            own = [text for text in overrides if text not in sweeps]
-            master = compose("config", [*sweeps, f"hydra.searchpath=[{paths}]"], return_hydra_config=True)
-            sweeper = GridSweeper(master.hydra.sweeper.params, master.hydra.sweeper.settings)
-
-            class Context:
-                config_loader = GlobalHydra.instance().config_loader()
-
-            sweeper.setup(hydra_context=Context, task_function=None, config=master)
-            return list(sweeper.points(own))
-
-        yield run
 
 
 def values(points, key):
@@ -114,9 +85,39 @@ def test_the_mad_protocol_has_396_runs(expand):
     assert {(run.optim.schedule, run.train.score) for run in published} == {("constant", "macro_accuracy")}
 
 
+def test_archs_of_a_sweep_vary_in_keys_of_their_own(expand):
+    points = expand("sweeps=reproduce_based_figure2", "optim.lr=1e-2")
+    assert len(points) == 21
+    based = [v["arch"] for v, _ in points if v["arch"]["name"] == "mqar_based"]
+    found = [(arch["dim"], arch["stack"][1]["feature_dim"]) for arch in based]
+    assert found == [(dim, width) for dim in (48, 64, 128) for width in (8, 16, 24)] + [(128, 32)]
+    assert len(expand("sweeps=reproduce_based_figure2", "arch=mqar_based,hyena", "optim.lr=1e-2")) == 11
+    assert set(values(expand("sweeps=reproduce_based_figure2", "arch=mqar_based", "arch.dim=16"), "arch.dim")) == {16}
+    own = expand("sweeps=reproduce_based_figure2", "arch.stack=hyena", "optim.lr=1e-2")
+    assert values(own, "arch.name") == [None] and len(own) == 1
+    assert len(expand("sweeps=reproduce_based_figure2", "ladder=hyena", "rung=0", "optim.lr=1e-2")) == 1
+    with pytest.raises(ValueError, match="unknown arch 'mqar_basd' .did you mean 'mqar_based'"):
+        expand("sweeps=reproduce_based_figure2", "arch=mqar_basd")
+
+
+COUNTS = {
+    "isoflop": 48,
+    "isoflop_gpu": 60,
+    "mad": 396,
+    "quickstart": 15,
+    "reproduce_based_figure2": 84,
+    "reproduce_based_figure2_reduced": 16,
+    "reproduce_mad_table_reduced": 55,
+    "reproduce_zoology_figure2": 192,
+    "reproduce_zoology_figure2_reduced": 24,
+}
+
+
 @pytest.mark.parametrize("name", sorted(file.stem for file in (sweep.ROOT / "sweeps").glob("*.yaml")))
 def test_every_sweep_can_run(expand, name):
-    assert sweep.prepare(expand(f"sweeps={name}"))[0]
+    more = ["task=memorization"] if name == "reproduce_mad_table" else []  # of its 1,980 runs 180: time
+    runs, about = sweep.prepare(expand(f"sweeps={name}", *more))
+    assert len(runs) == COUNTS.get(name, 180) and about["name"] == name
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in (sweep.ROOT / "conf/arch").glob("*.yaml")))
@@ -163,6 +164,13 @@ def test_parameters_of_an_engine_take_any_key(expand):
 
 def test_the_same_point_is_one_run(expand):
     assert len(sweep.prepare(expand("task=mqar", "arch=hyena", "optim.lr=1e-3,0.001"))[0]) == 1
+
+
+def test_a_sweep_chooses_a_protocol_and_the_command_line_another(expand):
+    for name in ("reproduce_mad_table", "reproduce_mad_table_reduced"):
+        for given, want in (([], ("constant", "macro_accuracy")), (["protocol=default"], ("cosine", "accuracy"))):
+            runs, _ = sweep.prepare(expand(f"sweeps={name}", "task=compression", "arch=hyena", *given))
+            assert {(run.optim.schedule, run.train.score) for run in runs} == {want}
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,9 @@ def load(paths: Sequence[str | Path]) -> tuple[pd.DataFrame, list[Record]]:
 
 def _read(path: Path) -> tuple[pd.DataFrame, list[Record]]:
     records: list[Record] = []
-    if (path / "store.json").exists():
-        records = Store(path).records()
+    store = Store(path) if path.is_dir() else None
+    if store is not None and store.exists():
+        records = store.records()
         table = table_of(records)
     else:
         file = path / "results.csv" if path.is_dir() else path

@@ -6,6 +6,8 @@ at most its own unfinished runs.
 
     results/<sweep>/store.json            schema version and sweep name
     results/<sweep>/runs/<run id>.json    one record each
+    results/<sweep>/records.jsonl.gz      those of earlier machines, or packed for the next one; where a run has a file
+                                          of its own as well, that one counts
     results/<sweep>/results.csv           one row a run, failed and diverged ones too
     results/<sweep>/plans/<digest>.json   what a command meant to run, for `python -m mad.status`
     results/<sweep>/claims/               who is running what; see `mad.records.claims`
@@ -20,6 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mad.records import packed
 from mad.records.files import dumps, loads, replace
 from mad.records.record import DONE, SCHEMA, Record
 from mad.records.table import table, write_csv
@@ -33,7 +36,8 @@ log = logging.getLogger(__name__)
 class Store:
     """A sweep's folder of records. Nothing is made until `make`, `plan` or the first record.
 
-    Nothing is cached either: several processes, on several machines, may write to one folder.
+    Nothing is cached either, but the packed records while their file stays as it is: several processes, on several
+    machines, may write to one folder.
 
     Args:
         folder: `results/<sweep>`.
@@ -45,7 +49,7 @@ class Store:
 
     def __init__(self, folder: str | Path, sweep: str | None = None):
         self.folder = Path(folder)
-        self.runs = self.folder / "runs"
+        self.runs, self.packed = self.folder / "runs", self.folder / packed.PACKED
         self.corrupt: list[Path] = []  # records that could not be read and were set aside
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"results folder {str(folder)!r} is a file; expected a folder, or a name not yet taken")
@@ -57,6 +61,7 @@ class Store:
             )
         self.sweep = sweep or about.get("sweep") or self.folder.resolve().name
         self._about_written, self._made = bool(about), False
+        self._unpacked: tuple[tuple[int, int] | None, dict[str, str]] = (None, {})  # as of which file, and its records
 
     def write(self, record: Record) -> None:
         """Write one record, in place of an earlier one of the same run."""
@@ -64,8 +69,8 @@ class Store:
         replace(self.runs / f"{record.run_id}.json", dumps(vars(record)))  # all of it plain: no need of a copy
 
     def exists(self) -> bool:
-        """Whether a sweep has begun here."""
-        return self._about_written or self._made
+        """Whether a sweep has begun here, or its packed records were brought."""
+        return self._about_written or self._made or self.packed.exists()
 
     def make(self) -> None:
         """Make the folder, if it is not there yet.
@@ -112,29 +117,20 @@ class Store:
         return found
 
     def stamp(self, run_id: str) -> tuple[int, int] | None:
-        """Tells one version of a run's record from another; None: there is none."""
-        try:
-            about = (self.runs / f"{run_id}.json").stat()
-        except OSError:
-            return None
-        return about.st_mtime_ns, about.st_ino
+        """Tells one version of a run's own file from another; None: there is none."""
+        return _stamp(self.runs / f"{run_id}.json")
 
     def read(self, run_id: str) -> Record | None:
-        """The record of a run; None if there is none, or none that can be read: that one is set aside.
+        """The record of a run; None if there is none. A file that cannot be read is set aside, as if it were not there.
 
         Raises:
-            ValueError: the record was written with another schema version.
+            ValueError: the record was written with another schema version, or the packed ones are damaged.
         """
         path = self.runs / f"{run_id}.json"
         try:
-            given = loads(path.read_text(encoding="utf-8"))
-            if isinstance(given, dict):
-                _check_schema(path, given.get("schema", SCHEMA))
-            record = Record.from_dict(given)
-            if record.run_id != run_id:
-                raise ValueError(f"it is the record of run {record.run_id!r}")
+            return _record(path, path.read_text(encoding="utf-8"), run_id)
         except FileNotFoundError:
-            return None
+            pass
         except OtherSchema:
             raise
         except ValueError as error:  # not UTF-8, not JSON, or not a record
@@ -143,13 +139,24 @@ class Store:
             with contextlib.suppress(OSError):  # another reader was faster, or the folder is not ours to change
                 os.replace(path, aside)
             self.corrupt.append(aside)
-            return None
-        return record
+        text = self._packed_records().get(run_id)
+        return None if text is None else _record(self.packed, text, run_id)
 
     def records(self) -> list[Record]:
         """All records that can be read, by architecture, task and optimiser."""
-        found = (self.read(path.stem) for path in self.runs.glob("*.json"))
-        return sorted((record for record in found if record is not None), key=_order)
+        ids = {path.stem for path in self.runs.glob("*.json")} | self._packed_records().keys()
+        return sorted((record for record in map(self.read, ids) if record is not None), key=_order)
+
+    def pack(self) -> Path:
+        """Write all records, those packed before too, to `records.jsonl.gz`; the files in runs/ stay."""
+        packed.write(self.packed, self.records())
+        return self.packed
+
+    def _packed_records(self) -> dict[str, str]:
+        stamp = _stamp(self.packed)
+        if stamp != self._unpacked[0]:
+            self._unpacked = (stamp, packed.read(self.packed))
+        return self._unpacked[1]
 
     def done(self, run_id: str) -> bool:
         """Whether there is a result, so that the run need not run again; a failed run has none."""
@@ -179,6 +186,25 @@ class Store:
             raise ValueError(f"{path} has no 'schema'; it was not written by mad, choose another results folder")
         _check_schema(path, about["schema"])
         return about
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return about.st_mtime_ns, about.st_ino
+
+
+def _record(path: Path, text: str, run_id: str) -> Record:
+    """The record of a run that `text`, from `path`, is; ValueError if it is none."""
+    given = loads(text)
+    if isinstance(given, dict):
+        _check_schema(path, given.get("schema", SCHEMA))
+    record = Record.from_dict(given)
+    if record.run_id != run_id:
+        raise ValueError(f"it is the record of run {record.run_id!r}")
+    return record
 
 
 class OtherSchema(ValueError):

@@ -29,9 +29,12 @@ def publish_folder(name: str, folder: str | Path, *, workspace: bool = False, dr
     tracker, path = build(name), Path(folder)
     if workspace and not isinstance(tracker, WandB):
         raise ValueError(f"only wandb has saved views, {name} has none; leave out --workspace")
-    if not (path / "runs").is_dir():
-        raise ValueError(f"{path} is no results folder with records (runs/*.json); expected one, as results/quickstart")
     store = Store(path)
+    if not store.exists():
+        raise ValueError(
+            f"{path} is no results folder with records (runs/*.json, records.jsonl.gz); expected one, as "
+            "results/quickstart"
+        )
     records = store.records()
     if not records:
         raise ValueError(f"{path} holds no records yet")

@@ -15,6 +15,7 @@ HERE = "cuda" if torch.cuda.is_available() else "cpu"
 DIM, LENGTH = 64, 33
 EXTRA = [
     {"name": "hyena", "filter": {"name": "rtf", "init": "montel"}},
+    {"name": "base_conv", "filter": {"name": "implicit", "filter_order": 16, "sine_frequency": 1.0}},
     {"name": "rtf", "init": "xavier", "constraint": "l1_montel", "num_a": 4},
     {"name": "attention", "rope": False},
     {"name": "sliding_attention", "window": 5},

@@ -1,0 +1,49 @@
+"""All records of a sweep in one file, `records.jsonl.gz`: what one commits, or carries from machine to machine.
+
+Thousands of small JSON files are slow to copy and awkward in git. Of the packed file a line is a record; equal records
+give equal bytes, so that a file that did not change is no change.
+"""
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from mad.records.files import dumps, loads, replace
+from mad.records.record import SCHEMA, Record
+
+PACKED = "records.jsonl.gz"
+
+
+def write(path: Path, records: Iterable[Record]) -> None:
+    """Write `records` to `path` in one piece, in their order."""
+    content = io.BytesIO()
+    with gzip.GzipFile(filename="", fileobj=content, mode="wb", mtime=0) as file:
+        for record in records:
+            file.write((dumps(vars(record)) + "\n").encode())
+    replace(path, content.getvalue())
+
+
+def read(path: Path) -> dict[str, str]:
+    """Run id -> the record's JSON; empty where there is no file.
+
+    Raises:
+        ValueError: the file is damaged. Unlike one damaged record it is not set aside: it may hold a whole sweep.
+    """
+    found: dict[str, str] = {}
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+        for line in lines:
+            given = loads(line)
+            if given.get("schema", SCHEMA) == SCHEMA:  # the store has its say about others
+                Record.from_dict(given)
+            found[given["run_id"]] = line
+    except FileNotFoundError:
+        return {}
+    except (gzip.BadGzipFile, EOFError, zlib.error, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}: {error}); expected a record a line, as `python -m "
+            "mad.status FOLDER --pack` writes them; bring back a whole one, or move it away and train its runs again"
+        ) from error
+    return found

@@ -1,0 +1,118 @@
+"""What the rows of each published table or figure are, which runs belong to it, and to which row a run belongs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mad import leaderboard
+from mad.reproduce import stacks
+from mad.reproduce.published import MAD_SETTINGS, PUBLISHED
+
+MEAN = "mean"  # in place of a task
+BASED_TEST = "[[64, 4, 1000], [64, 8, 1000], [64, 16, 1000], [128, 32, 1000], [256, 64, 1000], [512, 128, 1000], "
+BASED_TEST += "[1024, 256, 1000]]"
+
+Frame = Any  # see mad.leaderboard.build
+
+
+def _mad_table(theirs: Frame, table: Frame, scored: Frame) -> tuple[list[str], Frame, Frame]:
+    """Rows: an architecture at a task. Ours is found by name or by its layers, as beside a leaderboard."""
+    board = leaderboard.build(table, PUBLISHED["mad_table"].score)
+    anchors = leaderboard.match(theirs.rename(columns={"architecture": "arch"}), board, table)
+    names = {label: anchor.name for anchor in anchors.rows for label in anchor.beside[:1]}
+    labels = pd.DataFrame({"model": scored["arch"].map(names).fillna(scored["arch"]), "task": scored["task"]})
+    rows = theirs.rename(columns={"architecture": "model", "compute_optimal_pile_ppl": "perplexity"})
+    rows = rows.melt(["model", "perplexity"], list(MAD_SETTINGS), var_name="task", value_name="published")
+    rows["settings_expected"], rows["known"] = rows["task"].map(_settings_of), True
+    order = {name: place for place, name in enumerate(theirs["architecture"])}
+    return ["model", "task"], rows.sort_values("model", key=lambda c: c.map(order), kind="stable"), labels
+
+
+def with_means(rows: Frame) -> Frame:
+    """A row more for each architecture: the mean over all six tasks, ours where it has all."""
+    found = []
+    for model, own in rows.groupby("model", sort=False):
+        whole = set(own["task"]) == set(MAD_SETTINGS)
+        mean = {key: own[key].mean() if whole and own[key].notna().all() else np.nan
+                for key in ("ours", "plain", "published", "perplexity") if key in own}  # fmt: skip
+        counts = {key: own[key].sum() for key in ("settings", "points", "runs")}
+        departs = own["departs"].isin([True]).any()  # NaN where there is no run
+        more = {"model": model, "task": MEAN, "settings_expected": sum(map(_settings_of, MAD_SETTINGS)), "known": True}
+        found += [own, pd.DataFrame([more | mean | counts | {"departs": departs}])]
+    return pd.concat(found, ignore_index=True)
+
+
+def _based_figure2(theirs: Frame, table: Frame, scored: Frame) -> tuple[list[str], Frame, Frame]:
+    """Rows: a model, its width and its knob."""
+    rows = theirs.rename(columns={"accuracy": "published"}).assign(knob=theirs["knob"].fillna(""))
+    rows["d_model"] = rows["d_model"].astype("Int64")
+    labels = _models(table, stacks.BASED).assign(d_model=table["arch.dim"].astype("Int64"))
+    return ["model", "d_model", "knob"], _one_setting(rows, stacks.BASED), labels[["model", "d_model", "knob"]]
+
+
+def _zoology_figure2(theirs: Frame, table: Frame, scored: Frame) -> tuple[list[str], Frame, Frame]:
+    """Rows: a model at a length (with its number of pairs) and a width."""
+    sizes = {"seq_len": "task.seq_len", "num_kv": "task.num_kv", "d_model": "arch.dim"}
+    labels = _models(table, stacks.ZOOLOGY).assign(**{key: table[column].astype(int) for key, column in sizes.items()})
+    rows = _one_setting(theirs.rename(columns={"accuracy": "published"}), stacks.ZOOLOGY)
+    return ["model", *sizes], rows, labels[["model", *sizes]]
+
+
+def _models(table: Frame, models: dict[str, stacks.Model]) -> Frame:
+    """model and knob of each run; of no published model its own name."""
+    found = [
+        stacks.model_of(stack, models) or (str(arch), "")
+        for stack, arch in zip(table["stack"], table["arch"], strict=True)
+    ]
+    return pd.DataFrame(found, columns=["model", "knob"], index=table.index)
+
+
+def _one_setting(rows: Frame, models: dict[str, stacks.Model]) -> Frame:
+    return rows.assign(settings_expected=1, known=rows["model"].isin(models))
+
+
+def _settings_of(task: str) -> int:
+    """A baseline, and one change at a time."""
+    return 1 + sum(len(values) - 1 for values in MAD_SETTINGS[task].values())
+
+
+def _is_mad(table: Frame) -> Frame:
+    """At a setting of the protocol."""
+    found = pd.Series(False, table.index)
+    for task, options in MAD_SETTINGS.items():
+        changes, known = pd.Series(0, table.index), table["task"] == task
+        for column, values in options.items():
+            if column in table:
+                given: Frame = pd.to_numeric(table[column], errors="coerce")
+                known, changes = known & given.isin(values), changes + (given != values[0])
+        found |= known & (changes <= 1)
+    return found
+
+
+def _is_based(table: Frame) -> Frame:
+    """Accuracies over another mixture of lengths are others."""
+    return _column(table, "task.test_segments").astype(str) == BASED_TEST
+
+
+def _is_zoology(table: Frame) -> Frame:
+    single = (table["task"] == "mqar") & _column(table, "task.segments").isna()
+    zeros = _column(table, "task.random_filler").astype(str) == "False"
+    return single & zeros & (_column(table, "task.vocab_size") == 8192)
+
+
+def _column(table: Frame, name: str) -> Frame:
+    return table[name] if name in table else pd.Series(np.nan, table.index)
+
+
+NEEDED = {
+    "mad_table": ("stack",), "based_figure2": ("stack", "arch.dim"),
+    "zoology_figure2": ("stack", "arch.dim", "task.seq_len", "task.num_kv"),
+}  # fmt: skip
+BELONGS: dict[str, Callable[[Frame], Frame]] = {
+    "mad_table": _is_mad, "based_figure2": _is_based, "zoology_figure2": _is_zoology
+}  # fmt: skip
+LAYOUT: dict[str, Callable[[Frame, Frame, Frame], tuple[list[str], Frame, Frame]]] = {
+    "mad_table": _mad_table, "based_figure2": _based_figure2, "zoology_figure2": _zoology_figure2
+}  # fmt: skip

@@ -1,0 +1,144 @@
+"""What was published, and how it was come by: scores, the recipe behind them, and where our models are not theirs.
+
+The scores are in `anchors/`; the MAD paper's were read off a figure, +-0.005. A recipe has what the published runs have
+in common, by the columns of a table of runs; runs that depart from it are still shown, with what they depart in.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mad.registry import unknown
+
+ANCHORS = Path(__file__).with_name("anchors")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published table or figure.
+
+    Attributes:
+        file: of its scores, in `anchors/`.
+        score: the column of a table of runs that was published.
+        recipe: column -> value of every published run; None: there is none; a mapping: by the sequence length.
+        lrs, weight_decays: the optimiser grid, whose best run on the test set counts.
+        departures: where our models or data differ from the published code, which no column says.
+    """
+
+    title: str
+    source: str
+    file: str
+    score: str
+    recipe: dict[str, Any]
+    lrs: tuple[float, ...]
+    weight_decays: tuple[float, ...]
+    departures: tuple[str, ...]
+
+    @property
+    def points(self) -> int:
+        """Runs behind a score of one setting."""
+        return len(self.lrs) * len(self.weight_decays)
+
+
+NUM_TRAIN = (12_800, 6_400, 3_200, 1_600, 800)
+VOCAB, LENGTHS = (16, 32, 64, 128), (128, 256, 512, 1024)
+MAD_SETTINGS = {  # of the MAD protocol: task -> column -> baseline, then what it is changed to, one change at a time
+    "in_context_recall": {"task.vocab_size": VOCAB, "task.seq_len": LENGTHS, "train.num_train": NUM_TRAIN},
+    "fuzzy_in_context_recall": {
+        "task.vocab_size": VOCAB, "task.seq_len": LENGTHS, "train.num_train": NUM_TRAIN,
+        "task.k_motif": (3,), "task.v_motif": (3,),
+    },
+    "noisy_in_context_recall": {
+        "task.vocab_size": (32, 48, 80, 144), "task.seq_len": LENGTHS, "train.num_train": NUM_TRAIN,
+        "task.noise_vocab": (16,), "task.frac_noise": (0.2, 0.4, 0.6, 0.8),
+    },
+    "selective_copying": {
+        "task.vocab_size": VOCAB, "task.seq_len": LENGTHS[1:], "train.num_train": NUM_TRAIN,
+        "task.tokens_to_copy": (16, 32, 64, 96),
+    },
+    "compression": {"task.vocab_size": VOCAB, "task.seq_len": (32, 64, 128, 256), "train.num_train": NUM_TRAIN},
+    "memorization": {
+        "task.vocab_size": (256, 512, 1024, 2048, 4096, 8192), "task.seq_len": (32,), "train.num_train": (256,)
+    },
+}  # fmt: skip
+ZOOLOGY_BLOCK = (
+    "the published block adds its normed stream to itself once more where it has no MLP; ours adds the mixer's output",
+    "the published code draws linear maps with a deviation of 0.02, output maps less; ours has each layer's own",
+    "the published attention drops out 0.1 of its weights; ours none",
+)
+BY_EPOCHS = {"train.steps": None, "train.tokens": None, "train.budget_flops": None}
+MQAR_RECIPE = BY_EPOCHS | {
+    "arch.norm": "layer",
+    "arch.tied_embeddings": True,
+    "arch.embed_dropout": 0.1,
+    "weight_decay": 0.1,
+    "optim.schedule": "cosine",
+    "optim.min_lr": 0.0,
+    "train.precision": "fp32",
+    "train.stop_at": 0.99,
+}
+PUBLISHED = {
+    "mad_table": Published(
+        title="MAD scores of five stacks, and their compute-optimal perplexity",
+        source="Poli et al. 2024, arXiv 2403.17844",
+        file="mad_scores.csv",
+        score="macro_accuracy",
+        recipe=BY_EPOCHS
+        | {
+            "arch.dim": 128,
+            "optim.schedule": "constant",
+            "train.score": "macro_accuracy",
+            "train.epochs": 200,
+            "train.batch_size": 128,
+            "train.num_test": 1280,
+            "train.stop_at": 0.999,
+        },
+        lrs=(1e-4, 5e-4, 1e-3),
+        weight_decays=(0.0, 0.1),
+        departures=(
+            "fuzzy recall: in 2.5 % of the published test sequences the final probe was never shown; ours always is",
+            "experts: the published code keeps some weight on all of them; ours on the chosen ones alone",
+            "norm: the published code has LayerNorm at one entry point, RMSNorm at the other; ours is RMSNorm",
+        ),
+    ),
+    "based_figure2": Published(
+        title="Recall against the size of the recurrent state",
+        source="BASED, figure 2: Arora et al. 2024, arXiv 2402.18668",
+        file="based_recall_memory.csv",
+        score="accuracy",
+        recipe=MQAR_RECIPE
+        | {"train.epochs": 32, "train.batch_size": 256, "train.num_train": 180_000, "train.num_test": 7_000},
+        lrs=(1e-3, 10**-2.5, 1e-2, 10**-1.5),
+        weight_decays=(0.1,),
+        departures=ZOOLOGY_BLOCK,
+    ),
+    "zoology_figure2": Published(
+        title="Recall against width, at four lengths",
+        source="Zoology, figure 2: Arora et al. 2023, arXiv 2312.04927",
+        file="zoology_fig2.csv",
+        score="accuracy",
+        recipe=MQAR_RECIPE
+        | {
+            "train.epochs": 64,
+            "train.batch_size": {64: 512, 128: 512, 256: 256, 512: 128},
+            "train.num_train": 100_000,
+            "train.num_test": 3_000,
+        },
+        lrs=(1e-4, 10 ** (-10 / 3), 10 ** (-8 / 3), 1e-2),
+        weight_decays=(0.1,),
+        departures=ZOOLOGY_BLOCK,
+    ),
+}
+
+
+def read(name: str) -> pd.DataFrame:
+    """The published scores of `name`, one row each.
+
+    Raises:
+        ValueError: nothing of that name was published.
+    """
+    if name not in PUBLISHED:
+        raise unknown("reproduction", name, PUBLISHED)
+    return pd.read_csv(ANCHORS / PUBLISHED[name].file)
