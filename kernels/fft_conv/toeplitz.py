@@ -182,6 +182,11 @@ def blocking(length: int, taps: int, dtype: torch.dtype) -> tuple[int, int, int]
     return size, blocks, min(blocks - 1, (taps + size - 2) // size)
 
 
+def gates_first(x: torch.Tensor) -> bool:
+    """Whether a gate is multiplied before the product, as each block would read it again."""
+    return blocking(x.shape[2], x.shape[2], x.dtype)[1] > GATES_UPTO
+
+
 def pointers(x: torch.Tensor, *others: torch.Tensor | None) -> tuple[list[torch.Tensor], list[int]]:
     """Tensors and their strides as a kernel takes them; x stands for those that are not there."""
     given = [x, *(x if t is None else t for t in others)]
@@ -192,7 +197,7 @@ def convolve(x, k, skip, gate, gate1, gate2=None, *, transposed=False):
     """gate1 * conv(gate * x, k), and with gate2 also gate2 * the same. x (B, H, L), k (H, K), contiguous."""
     batch, channels, length = x.shape
     size, blocks, _ = blocking(length, k.shape[1], x.dtype)
-    if gate is not None and blocks > GATES_UPTO:
+    if gate is not None and gates_first(x):
         x, gate = x * gate, None
     y1 = torch.empty_like(x)
     y2 = None if gate2 is None else torch.empty_like(x)
@@ -241,7 +246,7 @@ def taps_gradient(x, dy, gate, gate1, taps: int) -> torch.Tensor:
     """dk (H, taps), fp32, of gate1 * conv(gate * x, k) for the cotangent dy."""
     batch, channels, length = x.shape
     size, blocks, reach = blocking(length, taps, x.dtype)
-    if blocks > GATES_UPTO:
+    if gates_first(x):
         x, gate = (x if gate is None else x * gate), None
         dy, gate1 = (dy if gate1 is None else dy * gate1), None
     if gate is not None or gate1 is not None or x.dtype == torch.float32:

@@ -64,12 +64,16 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """du, dk (fp32), dpre and dpost; a gate that is not there has a gradient of no elements."""
     none = u.new_empty(0)
-    dpost = none.clone() if post_gate is None else convolve(u, k, skip, pre_gate, dy)
+    w, gate, g, gate1 = u, pre_gate, dy, post_gate
+    if toeplitz.gates_first(u):  # once for the three products
+        w, gate = (u if gate is None else u * gate), None
+        g, gate1 = (dy if gate1 is None else dy * gate1), None
+    dpost = none.clone() if post_gate is None else convolve(w, k, skip, gate, dy)
     if pre_gate is None:
-        du, dpre = convolve(dy, k, skip, post_gate, None, transposed=True), none
+        du, dpre = convolve(g, k, skip, gate1, None, transposed=True), none
     else:
-        du, dpre = convolve(dy, k, skip, post_gate, pre_gate, u, transposed=True)
-    dk = taps_gradient(u, dy, pre_gate, post_gate, k.shape[1])
+        du, dpre = convolve(g, k, skip, gate1, pre_gate, u, transposed=True)
+    dk = taps_gradient(w, g, gate, gate1, k.shape[1])
     return du, dk, dpre, dpost
 
 
