@@ -149,7 +149,8 @@ def describe(record: Record) -> str:
         return " · ".join([*parts, record.last_error or "no reason given"])
     if "accuracy" in record.metrics:
         parts.append(f"accuracy {record.metrics['accuracy']:.3f}")
-    return " · ".join([*parts, f"{record.steps} steps", f"{record.seconds:.1f} s"])
+    setup = f" ({record.setup_seconds:.1f} s compiling and capturing)" if record.setup_seconds >= 1 else ""
+    return " · ".join([*parts, f"{record.steps} steps", f"{record.seconds:.1f} s{setup}"])
 
 
 def duration(seconds: float) -> str:

@@ -61,13 +61,17 @@ def _parts(record: Record) -> list[dict[str, Any]]:
         {"seed": record.config.get("seed")},
         dict(record.metrics),
         {key: record.cost.get(key) for key in COST},
-        {"steps": record.steps, "seconds": record.seconds},
+        {"steps": record.steps, "seconds": record.seconds, "setup_seconds": record.setup_seconds},
         {
             f"{name}.{key}": _text(value)
             for name, section in (("arch", arch), ("optim", optim), ("train", train))
             for key, value in section.items()
         },
-        {"plugins": _text(record.config.get("plugins") or None), "device": record.device},
+        {
+            "plugins": _text(record.config.get("plugins") or None),
+            "device": record.device,
+            "mode": record.config.get("mode"),
+        },
         {f"versions.{key}": value for key, value in record.versions.items()},
         {"git_commit": record.git_commit, "started": record.started},
         {"failure": record.failure, "error": record.last_error},

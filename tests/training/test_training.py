@@ -7,9 +7,11 @@ import torch
 
 from mad import tasks, training
 from mad.config import Optim
-from mad.training.data import Batches, compact, load
+from mad.training import data
+from mad.training.data import IGNORE, MULTIPLE, Batches, Examples, compact, fill_up, load
 from mad.training.evaluate import evaluate, loss_of
 from mad.training.loop import CURVE_POINTS
+from mad.training.prepare import build_task
 from mad.training.schedule import learning_rate
 
 TINY = {
@@ -219,3 +221,52 @@ def test_a_plugin_brings_a_layer_and_its_text_decides_the_run_id(tmp_path):
     assert training.train(run).status == "ok"
     plugin.write_text(plugin.read_text().replace("2 * x", "3 * x"))
     assert training.prepare(run).id != first
+
+
+@pytest.mark.parametrize("length", [15, 16, 17])
+def test_filling_up_changes_no_score(length, monkeypatch):
+    task = {"name": "in_context_recall", "vocab_size": 16, "seq_len": length + 1 if length % 2 else length}
+    run = training.prepare(tiny() | {"task": task})
+    assert run.arch.max_length % MULTIPLE == 0
+    filled = training.train(run)
+    seen = []
+    real = data.load
+    monkeypatch.setattr(data, "load", lambda *given: seen.append(real(*given[:5], 0)) or seen[-1])
+    plain = training.train(run)
+    assert seen[0][0].inputs.shape[1] == build_task(run).input_length
+    for a, b in zip(filled.curve, plain.curve, strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+    assert filled.cost == plain.cost
+
+
+def test_examples_are_filled_up_where_there_is_room():
+    inputs, targets = torch.ones(2, 13, dtype=torch.int64), torch.ones(2, 13, dtype=torch.int64)
+    filled = fill_up(Examples(inputs, None, targets), room=16)
+    assert filled.inputs.shape == filled.targets.shape == (2, 16)
+    assert (filled.targets[:, 13:] == IGNORE).all() and torch.equal(filled.inputs[:, :13], inputs)
+    assert fill_up(Examples(inputs, None, targets), room=15).inputs.shape == (2, 13)
+    picked = Examples(inputs, torch.zeros(2, 3, dtype=torch.int64), targets[:, :3])
+    assert fill_up(picked, room=16).targets.shape == (2, 3) and fill_up(picked, room=16).inputs.shape == (2, 16)
+
+
+def test_layers_compiled_one_by_one_and_what_cannot_be_runs_as_it_is(caplog):
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    from mad import models
+    from mad.training import regions
+
+    model = models.build("base_conv-mlp", dim=16, vocab_size=8, max_length=8)
+    tokens = torch.randint(0, 8, (2, 8))
+    want = model(tokens)
+    calls = []
+
+    def compiled(norm, layer, x):
+        calls.append(type(layer).__name__)
+        if type(layer).__name__ == "MLP":
+            raise BackendCompilerFailed(compiled, RuntimeError("no compiler here"), None)
+        return regions.residual(norm, layer, x)
+
+    model.stack.residual = regions._or_plain(compiled, regions.residual, lambda norm, layer, x: type(layer))
+    assert torch.equal(model(tokens), want) and torch.equal(model(tokens), want)
+    assert calls == ["BaseConv", "MLP", "BaseConv"]
+    assert "MLP is not compiled" in caplog.text and "no compiler here" in caplog.text
