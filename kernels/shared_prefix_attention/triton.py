@@ -35,9 +35,14 @@ def _softmax_block(query, key, value, seen, highest, total, acc, scale, PRECISIO
 def prefix_kernel(
     q, k, v, lengths, part, lse, ROWS, P, SHARES, N, G, HK, scale, d,
     q_b, q_n, q_h, k_s, k_p, k_h, v_s, v_p, v_h,
-    RAGGED: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+    RAGGED: tl.constexpr, WHOLE: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Rows of one prefix and one key head over a share of its keys; part (SHARES, B, N, Hq, d), lse without d."""
+    """Rows of one prefix and one key head over a share of its keys; part (SHARES, B, N, Hq, d), lse without d.
+
+    WHOLE: d = D, in half precision. Blocks of keys then need no mask but for the last, and a block's weights meet its
+    values one block later: that product is under way while the exponentials of the next block are taken.
+    """
     share = tl.program_id(1)
     prefix = (tl.program_id(2) // HK).to(tl.int64)
     head = tl.program_id(2) % HK
@@ -56,7 +61,30 @@ def prefix_kernel(
     highest = tl.full((BM,), float("-inf"), tl.float32)
     total = tl.zeros((BM,), tl.float32)
     acc = tl.zeros((BM, D), tl.float32)
-    for first in range(share * keys, tl.minimum((share + 1) * keys, length), BN):
+    start, end = share * keys, tl.minimum((share + 1) * keys, length)
+    if WHOLE:
+        full = start + tl.maximum(end - start, 0) // BN * BN
+        n = tl.arange(0, BN)
+        weight = tl.zeros((BM, BN), tl.int16)  # bits, as a left operand carried as it is would pass through memory
+        fade = tl.full((BM,), 1.0, tl.float32)
+        for first in range(start, full, BN):
+            key = tl.load(k + prefix * k_s + head * k_h + (first + n)[None, :] * k_p + c[:, None])
+            before = tl.maximum(first - BN, start) + n
+            value = tl.load(v + prefix * v_s + head * v_h + before[:, None] * v_p + c[None, :])
+            s = tl.dot(query, key)
+            acc = tl.dot(weight.to(value.dtype, bitcast=True), value, acc * fade[:, None])
+            now = tl.maximum(highest, tl.max(s, 1) * (scale * LOG2E))
+            e = tl.exp2(s * (scale * LOG2E) - now[:, None])
+            fade = tl.exp2(highest - now)
+            total = total * fade + tl.sum(e, 1)
+            weight = e.to(value.dtype).to(tl.int16, bitcast=True)
+            highest = now
+        p = full - BN + n
+        value = v + prefix * v_s + head * v_h + p[:, None] * v_p + c[None, :]
+        value = tl.load(value, mask=(p >= start)[:, None], other=0.0)
+        acc = tl.dot(weight.to(value.dtype, bitcast=True), value, acc * fade[:, None])
+        start = full
+    for first in tl.range(start, end, BN, num_stages=1 if WHOLE else None):  # WHOLE: one block at most
         p = first + tl.arange(0, BN)
         there = (p < length)[:, None] & (c < d)[None, :]
         key = tl.load(k + prefix * k_s + head * k_h + p[:, None] * k_p + c[None, :], mask=there, other=0.0)
@@ -140,7 +168,7 @@ def attend(
     plans = []
     for k in keys:
         rows = batch // k.shape[0] * n * group
-        block = bucket(rows, 16, 32 if small else 128)
+        block = bucket(rows, 16, 32 if small else 64)
         plans.append((rows, block, shares(rows, k.shape[0] * heads, k.shape[1], block)))
     parts = sum(count for _, _, count in plans)
     part = q.new_empty(parts, batch, n, query_heads, d, dtype=torch.float32)
@@ -151,7 +179,8 @@ def attend(
         prefix_kernel[grid](
             q, k, v, length, part[first:], lse[first:], rows, k.shape[1], count, n, group, heads, d**-0.5, d,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-            RAGGED=length.numel() > 0, BM=block, num_warps=8 if block == 128 or small else 4, **common,
+            RAGGED=length.numel() > 0, WHOLE=d == common["D"] and block == 64, BM=block, num_warps=8 if small else 4,
+            **common,
         )  # fmt: skip
         first += count
     y = torch.empty(q.shape, dtype=q.dtype, device=q.device)

@@ -5,8 +5,9 @@ softmax. What lies beyond the span comes from the state that the span finds: pac
 the other, 153 features at d = 16, a block of features at a time, made where they are used and never in memory. A
 feature is a product of two columns; products with 0-1 matrices choose them, exactly, on matrix units.
 
-In half precision weights are rounded to the type of the data, in fp16 each row first scaled by its largest, as they
-grow with the square of the scores. Features cancel where weights are small: they stay fp32 and are multiplied as TF32.
+Weights are rounded to the type of the data, in fp16 each row first scaled by its largest, as they grow with the square
+of the scores. Features are formed in fp32; with bf16, they and the states are rounded to it where they are multiplied
+(states add up in fp32); fp16 has too narrow a range for them, so there they stay fp32 and are multiplied as TF32.
 """
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 
@@ -20,7 +21,7 @@ from kernels.tiles import bucket, precision
 
 
 @triton.jit
-def _pairs(f, D, scale):
+def pairs(f, D, scale):
     """Two columns and the factor of each feature; column -1 stands for 1. First the products x[j] x[(j + m) % D], m =
     0, 1, ... as far as they differ, then x, then 1; beyond them the factor is 0. scale: 1 / sqrt(D)."""
     products = D * (D + 1) // 2
@@ -48,6 +49,8 @@ def states_kernel(
 ):  # fmt: skip
     """A tile of what each span finds: phi(k)^T v over the tokens before; with REVERSE (k = q, v = dy) those after.
 
+    Features bear their factor twice here, where a program has few of them a thread; their readers leave it out.
+
     states (B H, spans, F, dv), beside (B H, spans, F) where v = 1, or the sum's gradient.
     """
     head = tl.program_id(0).to(tl.int64)
@@ -57,10 +60,11 @@ def states_kernel(
     f = tl.program_id(1) * BF + tl.arange(0, BF)
     n = tl.program_id(2) * BN + tl.arange(0, BN)
     e = tl.arange(0, BD)
-    first, second, factor = _pairs(f, D, scale)
+    first, second, factor = pairs(f, D, scale)
     choose_first = (first[:, None] == e[None, :]).to(k.dtype.element_ty)  # (BF, BD)
     choose_second = (second[:, None] == e[None, :]).to(k.dtype.element_ty)
     state = tl.zeros((BF, BN), tl.float32)
+    carried = states.dtype.element_ty
     z = tl.zeros((BF,), tl.float32)
     spans, steps = tl.cdiv(T, SPAN), tl.cdiv(T, BT)
     for step in range(0, steps):
@@ -68,21 +72,22 @@ def states_kernel(
         t = block * BT + tl.arange(0, BT)
         if (block == steps - 1 or (block + 1) * BT % SPAN == 0) if REVERSE else (block * BT % SPAN == 0):
             where = (head * spans + block * BT // SPAN) * F + f
-            tl.store(states + where[:, None] * N + n[None, :], state, mask=(f < F)[:, None] & (n < N)[None, :])
+            tile = states + where[:, None] * N + n[None, :]
+            tl.store(tile, state.to(carried), mask=(f < F)[:, None] & (n < N)[None, :])
             if NORMALIZE:
                 tl.store(beside + where, z, mask=(f < F) & (0 * f + tl.program_id(2) == 0))
         x = tl.load(k + t[None, :] * k_t + e[:, None], mask=(t < T)[None, :] & (e < D)[:, None], other=0.0)  # (BD, BT)
         values = tl.load(v + t[:, None] * v_t + n[None, :], mask=(t < T)[:, None] & (n < N)[None, :], other=0.0)
         one = tl.dot(choose_first, x, input_precision=PRECISION) + tl.where(first < 0, 1.0, 0.0)[:, None]
         two = tl.dot(choose_second, x, input_precision=PRECISION) + tl.where(second < 0, 1.0, 0.0)[:, None]
-        phi = one * two * factor[:, None]  # (BF, BT)
+        phi = one * two * (factor * factor)[:, None]  # (BF, BT)
         phi = tl.where((t < T)[None, :], phi, 0.0)
         if NORMALIZE and REVERSE:
             phi *= tl.load(inverse + head * T + t, mask=t < T, other=0.0)[None, :]
             z += tl.sum(phi * tl.load(delta + head * T + t, mask=t < T, other=0.0)[None, :], 1)
         elif NORMALIZE:
             z += tl.sum(phi, 1)
-        state += tl.dot(phi, values.to(tl.float32), input_precision=CARRIED)
+        state = tl.dot(phi.to(carried), values.to(carried), state, input_precision=CARRIED)
 
 
 @triton.jit
@@ -110,11 +115,11 @@ def forward_kernel(
         found = (head * tl.cdiv(T, SPAN) + low // SPAN) * F
         for f0 in range(0, tl.where(start > 0, F, 0), BF):
             f = f0 + tl.arange(0, BF)
-            first, second, factor = _pairs(f, D, scale)
-            phi = _chosen(own, e, first, PRECISION) * _chosen(own, e, second, PRECISION) * factor[None, :]  # (BT, BF)
+            first, second, _ = pairs(f, D, scale)
+            phi = _chosen(own, e, first, PRECISION) * _chosen(own, e, second, PRECISION)  # (BT, BF)
             state = states + (found + f[:, None]) * N + n[None, :]
             state = tl.load(state, mask=(f < F)[:, None] & (n < N)[None, :], other=0.0)  # (BF, BN)
-            acc += tl.dot(phi, state, input_precision=CARRIED)
+            acc = tl.dot(phi.to(state.dtype), state, acc, input_precision=CARRIED)
             if NORMALIZE:
                 total += tl.sum(phi * tl.load(beside + found + f, mask=f < F, other=0.0)[None, :], 1)
     for j0 in range(start, low + BT, BT):
@@ -168,6 +173,7 @@ def key_kernel(
             start = span * SPAN
             features = tl.where(span > 0, F, 0)
         found = (head * spans + span) * F
+        carried = states.dtype.element_ty
         for f0 in range(0, features, BF):
             f = f0 + tl.arange(0, BF)
             change = tl.zeros((BT, BF), tl.float32)  # the gradient of the rows' features
@@ -176,16 +182,15 @@ def key_kernel(
                 wide = tl.load(u + i[:, None] * u_t + n[None, :], mask=(i < T)[:, None] & (n < N)[None, :], other=0.0)
                 state = states + (found + f[None, :]) * N + n[:, None]
                 state = tl.load(state, mask=(f < F)[None, :] & (n < N)[:, None], other=0.0)  # (BN, BF)
-                change += tl.dot(wide.to(tl.float32), state, input_precision=CARRIED)
+                change = tl.dot(wide.to(carried), state, change, input_precision=CARRIED)
             if NORMALIZE:
                 column = tl.load(beside + found + f, mask=f < F, other=0.0)[None, :]
                 change += (column + tl.zeros((BT, 1), tl.float32)) if KEYS else d[:, None] * column
-            first, second, factor = _pairs(f, D, scale)
-            change *= factor[None, :]
-            to_first = change * _chosen(own, e, second, PRECISION)
-            acc += tl.dot(to_first, (first[:, None] == e[None, :]).to(tl.float32), input_precision=CARRIED)
-            to_second = change * _chosen(own, e, first, PRECISION)
-            acc += tl.dot(to_second, (second[:, None] == e[None, :]).to(tl.float32), input_precision=CARRIED)
+            first, second, _ = pairs(f, D, scale)
+            to_first = (change * _chosen(own, e, second, PRECISION)).to(carried)
+            acc = tl.dot(to_first, (first[:, None] == e[None, :]).to(carried), acc, input_precision=CARRIED)
+            to_second = (change * _chosen(own, e, first, PRECISION)).to(carried)
+            acc = tl.dot(to_second, (second[:, None] == e[None, :]).to(carried), acc, input_precision=CARRIED)
     for j0 in range(start, end, BT):
         j = j0 + tl.arange(0, BT)
         gradient = tl.zeros((BT, BT), tl.float32)
@@ -234,11 +239,11 @@ def value_kernel(
         found = (head * spans + span) * F
         for f0 in range(0, tl.where(span < spans - 1, F, 0), BF):
             f = f0 + tl.arange(0, BF)
-            first, second, factor = _pairs(f, D, scale)
-            phi = _chosen(own, e, first, PRECISION) * _chosen(own, e, second, PRECISION) * factor[None, :]
+            first, second, _ = pairs(f, D, scale)
+            phi = _chosen(own, e, first, PRECISION) * _chosen(own, e, second, PRECISION)
             state = states + (found + f[:, None]) * N + n[None, :]
             state = tl.load(state, mask=(f < F)[:, None] & (n < N)[None, :], other=0.0)  # (BF, BN)
-            acc += tl.dot(phi, state, input_precision=CARRIED)
+            acc = tl.dot(phi.to(state.dtype), state, acc, input_precision=CARRIED)
     for j0 in range(low, end, BT):
         j = j0 + tl.arange(0, BT)
         queries = tl.load(q + j[None, :] * q_t + e[:, None], mask=(j < T)[None, :] & (e < D)[:, None], other=0.0)
@@ -255,11 +260,12 @@ def value_kernel(
 SPAN = 256  # tokens that meet as pairs where there are states
 
 
-def with_states(d: int, length: int, backward: bool) -> bool:
+def with_states(d: int, length: int, backward: bool, dtype: torch.dtype) -> bool:
     """Whether tokens further back are met through features. A token costs T / 2 (d + dv) by pairs alone, and with
     states SPAN / 2 (d + dv) and F dv twice, for their making and their reading. Features are dearer than their
-    arithmetic (TF32, fp32 in memory): the factors are what an H100 showed, where both take the same time."""
-    return d <= 32 and length > SPAN + (18 if backward else 32) * packed_size(d)
+    arithmetic: the factors are what an H100 showed, where both take the same time."""
+    factor = 32 if not backward else 3 if dtype == torch.bfloat16 and d <= 16 else 18
+    return d <= 32 and length > SPAN + factor * packed_size(d)
 
 
 def blocks(q: torch.Tensor, v: torch.Tensor, states: bool) -> dict:
@@ -268,9 +274,9 @@ def blocks(q: torch.Tensor, v: torch.Tensor, states: bool) -> dict:
     return {
         "PRECISION": precision(q.dtype), "CARRIED": "tf32x3" if fp32 else "tf32", "SPAN": SPAN,
         "BT": bucket(q.shape[2], 16, 32 if fp32 else 64), "BD": bucket(q.shape[3], 16, 64), "BF": 16 if fp32 else 64,
-        "BN": 32 if fp32 else bucket(v.shape[3], 16, 64), "num_warps": 8 if states and not fp32 else 4,
+        "BN": 32 if fp32 else bucket(v.shape[3], 16, 64), "num_warps": 8 if states and q.dtype == torch.float16 else 4,
         "num_stages": 1 if fp32 else 2,
-    }  # fmt: skip
+    } | ({"maxnreg": 240} if states and fp32 else {})  # fmt: skip  # the assembler aims at 168 registers, and spills
 
 
 def sizes(q: torch.Tensor, v: torch.Tensor) -> tuple[float, int, int, int, int, int]:
@@ -281,7 +287,8 @@ def scan(k, v, inverse, delta, normalize: bool, reverse: bool) -> tuple[torch.Te
     """The states that the spans find, and the vectors beside them."""
     batch, heads, length, d = k.shape
     features, width, spans = packed_size(d), v.shape[3], triton.cdiv(length, SPAN)
-    states = k.new_empty(batch, heads, spans, features, width, dtype=torch.float32)
+    carried = torch.float32 if k.dtype == torch.float16 else k.dtype
+    states = k.new_empty(batch, heads, spans, features, width, dtype=carried)
     beside = k.new_empty((batch, heads, spans, features) if normalize else 0, dtype=torch.float32)
     tile = blocks(k, v, True)
     states_kernel[(batch * heads, triton.cdiv(features, tile["BF"]), triton.cdiv(width, tile["BN"]))](
@@ -291,7 +298,7 @@ def scan(k, v, inverse, delta, normalize: bool, reverse: bool) -> tuple[torch.Te
 
 
 def forward(q, k, v, y, inverse, normalize: bool, eps: float) -> None:
-    states = with_states(q.shape[3], q.shape[2], False)
+    states = with_states(q.shape[3], q.shape[2], False, q.dtype)
     found = scan(k, v, inverse, inverse, normalize, False) if states else (y, y)
     tile = blocks(q, v, states)
     grid = (q.shape[0] * q.shape[1], triton.cdiv(q.shape[2], tile["BT"]), triton.cdiv(v.shape[3], tile["BN"]))
@@ -302,12 +309,13 @@ def forward(q, k, v, y, inverse, normalize: bool, eps: float) -> None:
 
 def backward(q, k, v, inverse, delta, dy, normalize: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    states = with_states(q.shape[3], q.shape[2], True)
+    states = with_states(q.shape[3], q.shape[2], True, q.dtype)
     tile = blocks(q, v, states)
     options = {"STATES": states, "NORMALIZE": normalize} | tile
-    if states and q.dtype == torch.float32:
-        options["maxnreg"] = 240  # the assembler would aim at 168 registers and spill a few
-    rows = min(tile["BT"], 32)  # with 64, on asynchronous matrix units, Triton 3.6's code reads outside its memory
+    # 64 rows only where an H100 showed that they are right: Triton 3.6's code of other configurations, on asynchronous
+    # matrix units, reads outside its memory
+    seen = states and q.dtype == torch.bfloat16 and q.shape[3] == 16 and tile["BN"] == 64
+    rows = min(tile["BT"], 64 if seen else 32)
     found = (dv, dv)
     for keys, (x, u, z, w, dx) in enumerate(((q, dy, k, v, dq), (k, v, q, dy, dk))):
         if states:

@@ -65,6 +65,8 @@ EXAMPLES = {
     "empty suffixes": example([(1, 17)], batch=3, suffix=0, lengths=[0, 0, 0]),
     "nothing at all": example([(1, 0)], batch=2, suffix=4, lengths=[0, 3]),
     "no prefix": example([], batch=2, suffix=65, lengths=[65, 1]),
+    "many rows": example([(1, 150)], batch=40),
+    "many rows, ragged": example([(2, 150, [0, 128]), (1, 40)], batch=66, heads=(2, 1), d=32, suffix=3),
     "shares of the keys": example([(1, 1100)], batch=2, lengths=[9, 2]),
 }
 
