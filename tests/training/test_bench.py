@@ -1,0 +1,30 @@
+"""The benchmarks of training: what they say on a CPU, and what a score card comes to."""
+
+import csv
+
+import pytest
+
+from mad.bench import lanes, protocol
+
+
+def test_lanes_are_measured_and_written(tmp_path, capsys):
+    given = ["arch=attention", "--lengths", "16", "--seconds", "0.1", "--device", "cpu", "--csv"]
+    lanes.main([*given, str(tmp_path / "lanes.csv")])
+    (row,) = csv.DictReader((tmp_path / "lanes.csv").open())
+    assert (row["arch"], row["length"], row["mode"], row["lanes"]) == ("attention", "16", "eager", "1")
+    assert float(row["tokens"]) == pytest.approx(
+        128 * 15 * 1000 / float(row["step_ms"]), rel=1e-3
+    )  # the last token is never read
+    assert "ms a step" in capsys.readouterr().out
+
+
+def test_an_unknown_architecture_is_named_before_any_work():
+    with pytest.raises(SystemExit, match="unknown arch 'hyenna' .did you mean 'hyena'"):
+        lanes.main(["arch=attention,hyenna"])
+
+
+def test_a_score_card_in_steps_and_tokens():
+    steps, tokens = protocol.work()
+    assert sorted(steps) == [32, 64, 128, 256, 512, 1024]
+    assert steps[1024] == 6 * 200 * 100 * 4  # four tasks have a setting of that length
+    assert tokens == pytest.approx(1.8e11, rel=0.02)
