@@ -10,7 +10,7 @@ from mad.bench import lanes, protocol
 def test_lanes_are_measured_and_written(tmp_path, capsys):
     given = ["arch=attention", "--lengths", "16", "--seconds", "0.1", "--device", "cpu", "--csv"]
     lanes.main([*given, str(tmp_path / "lanes.csv")])
-    (row,) = csv.DictReader((tmp_path / "lanes.csv").open())
+    (row,) = csv.DictReader((tmp_path / "lanes.csv").read_text().splitlines())
     assert (row["arch"], row["length"], row["mode"], row["lanes"]) == ("attention", "16", "eager", "1")
     assert float(row["tokens"]) == pytest.approx(
         128 * 15 * 1000 / float(row["step_ms"]), rel=1e-3
