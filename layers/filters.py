@@ -74,7 +74,7 @@ class ImplicitFilter(nn.Module):
 NARROW = 16  # inputs
 
 
-def multiply(x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:
+def multiply(x: torch.Tensor, linear: Any) -> torch.Tensor:
     """linear(x), x (L, inputs). On a GPU a product of few inputs is a sum of their multiples: that is fused with what
     stands around it, where a matrix product this narrow is a launch of its own; and the sines see no rounded angles."""
     if not x.is_cuda or linear.in_features > NARROW:

@@ -117,11 +117,12 @@ def _share_out(pending: Pending, workers: list[Worker]) -> Generator[tuple[Run, 
         yield run, worker
 
 
-def shape(run: Run) -> tuple[int, str]:
-    """The longest first, so that none is left at the end to run alone; equal shapes next to each other."""
+def shape(run: Run) -> tuple[int, str, int, float]:
+    """The longest first, so that none is left at the end to run alone; equal shapes next to each other, and of these
+    the one with the most data, whose place the others' fits into."""
     given = run.to_dict()
-    kind = [given["arch"], given["task"], run.train.num_train, run.train.precision, run.optim.weight_decay]
-    return -(run.arch.max_length or 0), json.dumps(kind)
+    kind = json.dumps([given["arch"], given["task"], run.train.precision])
+    return -(run.arch.max_length or 0), kind, -(run.train.num_train or 0), run.optim.weight_decay
 
 
 def _context() -> Any:
