@@ -63,6 +63,7 @@ class Engine:
 
     claims = True  # False: its workers claim runs and write records themselves
     folder: Path | None = None  # the sweep's, set by whoever has one
+    stamps: Mapping[str, Any] | None = None  # of its records when the sweep began (`Store.stamp`), set likewise
 
     def __init__(self, work: Work | None = None, *, retries: int = 1, retry_on: Iterable[str] = ()):
         self.work = work

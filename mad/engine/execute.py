@@ -67,7 +67,7 @@ def execute(
     stamps = dict(before or {}) or {run_id: store.stamp(run_id) for run_id in distinct}  # before anything is read
     todo = [run for run_id, run in distinct.items() if not store.done(run_id)]
     summary, began = Summary(there=len(distinct) - len(todo)), time.perf_counter()
-    engine.folder = store.folder.absolute()
+    engine.folder, engine.stamps = store.folder.absolute(), stamps
     claims = claims or Claims(store.folder)
     desk = _Desk(store, claims, sweep or store.sweep, progress.on_trouble)
     patience = _Patience(store, progress.on_trouble)

@@ -80,7 +80,8 @@ class Slurm(Engine):
         options: dict[str, Any] = {"timeout": self.timeout, "retries": self.retries, "retry_on": list(self.retry_on)}
         if self.cluster == "local":
             options["workers"] = 1
-        before = {run.id: store.stamp(run.id) for run in runs}
+        known = self.stamps or {}  # older than now: another process may have done a run in between
+        before = {run.id: known[run.id] if run.id in known else store.stamp(run.id) for run in runs}
         given = ([run.to_dict() for run in runs], before, str(self.folder), store.sweep, self.work, options)
         try:
             executor = submitit.AutoExecutor(folder=self.folder / "slurm", cluster=self.cluster)
