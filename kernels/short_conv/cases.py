@@ -12,9 +12,11 @@ SHAPES = [
     {"B": 128, "H": 512, "L": 127, "K": 3, "stored": "HBL"},
     {"B": 128, "H": 512, "L": 127, "K": 3, "stored": "BLH"},
     {"B": 128, "H": 512, "L": 1024, "K": 3, "stored": "HBL"},
+    {"B": 128, "H": 128, "L": 1024, "K": 3, "R": 4, "stored": "HBL"},
     *({"B": 16, "H": d, "L": n, "K": 5} for n, d in ((1024, 768), (2048, 2048), (8192, 8192))),
 ]
 CONFIGS = [
+    {"B": 4, "H": 4, "L": 1023, "K": 5, "R": 4, "stored": "HBL"},
     {"B": 4, "H": 4, "L": 1023, "K": 5, "stored": "HBL"},
     {"B": 2, "H": 4, "L": 1024, "K": 6},
     {"B": 2, "H": 4, "L": 1024, "K": 4},
@@ -28,12 +30,12 @@ def tensors(shape: dict, dtype: torch.dtype, device: str) -> dict[str, torch.Ten
     stored = shape.get("stored", "BHL")
     u = torch.randn([shape[axis] for axis in stored], dtype=dtype, device=device)
     u = u.permute([stored.index(axis) for axis in "BHL"])
-    return {"u": u, "w": torch.randn(shape["H"], shape["K"], device=device)}
+    return {"u": u, "w": torch.randn(shape.get("R", 1) * shape["H"], shape["K"], device=device)}
 
 
 def work(shape: dict, size: int, backward: bool) -> Work:
-    elements = shape["B"] * shape["H"] * shape["L"]
-    return Work(bytes=(3 if backward else 2) * elements * size, flops=0)
+    elements, repeats = shape["B"] * shape["H"] * shape["L"], shape.get("R", 1)
+    return Work(bytes=((2 + repeats) if backward else (1 + repeats)) * elements * size, flops=0)
 
 
 def rivals():
@@ -41,6 +43,7 @@ def rivals():
         return {name: t.contiguous() for name, t in tensors.items()}
 
     def conv1d(u, w):
-        return F.conv1d(u, w.to(u.dtype).unsqueeze(1), padding=w.shape[1] - 1, groups=w.shape[0])[..., : u.shape[-1]]
+        weights, channels = w.to(u.dtype).unsqueeze(1), u.shape[1]
+        return F.conv1d(u, weights, padding=w.shape[1] - 1, groups=channels)[..., : u.shape[-1]]
 
     return {"conv1d": (prepare, conv1d)}

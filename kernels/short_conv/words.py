@@ -72,14 +72,15 @@ def _convolved(here, before, n, w, L, LANE: tl.constexpr, K: tl.constexpr, ROWS:
 def forward_kernel(
     u, w, bias, dy, y,
     N, L, u_b, u_h, dy_b, dy_h, y_b, y_h,
-    K: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, BIAS: tl.constexpr, ROWS: tl.constexpr,
-    TYPE: tl.constexpr, BW: tl.constexpr,
+    K: tl.constexpr, R: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, BIAS: tl.constexpr,
+    ROWS: tl.constexpr, TYPE: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
-    """y = activation(conv), or where SLOPE the gradient before the activation, dy * activation'(conv)."""
+    """y = activation(conv), or where SLOPE the gradient before the activation, dy * activation'(conv). Output h is of
+    channel h // R."""
     h = tl.program_id(1)
     b = tl.program_id(2).to(tl.int64)
     n = tl.program_id(0) * BW + tl.arange(0, BW)
-    row = u + b * u_b + h.to(tl.int64) * u_h + n
+    row = u + b * u_b + (h // R).to(tl.int64) * u_h + n
     here = tl.load(row, mask=n < N, other=0)
     before = tl.load(row - 1, mask=(n > 0) & (n < N), other=0)
     offset = 0.0
@@ -102,8 +103,8 @@ def forward_kernel(
 def _correlated(
     dz, here, before, n, L, J: tl.constexpr, ROWS: tl.constexpr, TYPE: tl.constexpr
 ):  # fmt: skip
-    """sum over a word of dz[t] u[t - J]."""
-    total = tl.zeros(here.shape, tl.float32)
+    """sum over a word of dz[t] u[t - J]: dz (R, words) of the outputs of one channel, u (1, words)."""
+    total = tl.zeros(dz.shape, tl.float32)
     for i in tl.static_range(4):
         past = _token(here, before, i - J, TYPE)
         if ROWS:
@@ -116,34 +117,34 @@ def _correlated(
 def backward_kernel(
     u, w, dz, du, partial,
     B, N, H, L, u_b, u_h, dz_b, dz_h, du_b, du_h,
-    K: tl.constexpr, ROWS: tl.constexpr, TYPE: tl.constexpr, BW: tl.constexpr,
+    K: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, TYPE: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
-    """du, and this share's sums in partial (shares, H, K + 1): dw, then dbias."""
+    """du of channel h from its R outputs, and this share's sums in partial (shares, H R, K + 1): dw, then dbias."""
     h = tl.program_id(0)
     share = tl.program_id(1)
+    r = h * R + tl.arange(0, R)[:, None]  # (R, 1)
     u += h.to(tl.int64) * u_h
-    dz += h.to(tl.int64) * dz_h
+    dz += r.to(tl.int64) * dz_h
     du += h.to(tl.int64) * du_h
-    w += h * K
     tiles = tl.cdiv(N, BW)
-    s0 = tl.zeros((BW,), tl.float32)  # a tap each, its tokens summed once at the end
+    s0 = tl.zeros((R, BW), tl.float32)  # a tap each, its tokens summed once at the end
     s1, s2, s3, s4, total = s0, s0, s0, s0, s0
     for tile in range(share, B * tiles, tl.num_programs(1)):
         b = (tile // tiles).to(tl.int64)
-        n = tile % tiles * BW + tl.arange(0, BW)
+        n = tile % tiles * BW + tl.arange(0, BW)[None, :]  # (1, BW)
         here = tl.load(u + b * u_b + n, mask=n < N, other=0)
         before = tl.load(u + b * u_b + n - 1, mask=(n > 0) & (n < N), other=0)
-        gradient = tl.load(dz + b * dz_b + n, mask=n < N, other=0)
+        gradient = tl.load(dz + b * dz_b + n, mask=n < N, other=0)  # (R, BW)
         after = tl.load(dz + b * dz_b + n + 1, mask=n + 1 < N, other=0)
-        out = tl.zeros((BW,), tl.int64)
+        out = tl.zeros((1, BW), tl.int64)
         for i in tl.static_range(4):
-            x = tl.zeros((BW,), tl.float32)
+            x = tl.zeros((R, BW), tl.float32)
             for j in tl.static_range(K):
                 ahead = _token(gradient, after, i + j, TYPE)
                 if ROWS:
                     ahead = tl.where(_position(n, L, i) + j < L, ahead, 0.0)
-                x += tl.load(w + (K - 1 - j)).to(tl.float32) * ahead
-            out |= _place(x, i, TYPE)
+                x += tl.load(w + r * K + (K - 1 - j)).to(tl.float32) * ahead
+            out |= _place(tl.sum(x, 0)[None, :], i, TYPE)
             total += _token(gradient, gradient, i, TYPE)
         tl.store(du + b * du_b + n, out, mask=n < N)
         s0 += _correlated(gradient, here, before, n, L, 0, ROWS, TYPE)
@@ -155,61 +156,62 @@ def backward_kernel(
             s3 += _correlated(gradient, here, before, n, L, 3, ROWS, TYPE)
         if K > 4:
             s4 += _correlated(gradient, here, before, n, L, 4, ROWS, TYPE)
-    place = partial + (share * H + h) * (K + 1)
-    tl.store(place + K, tl.sum(total))
-    tl.store(place + K - 1, tl.sum(s0))
+    place = partial + (share * H * R + r) * (K + 1)
+    tl.store(place + K, tl.sum(total, 1)[:, None])
+    tl.store(place + K - 1, tl.sum(s0, 1)[:, None])
     if K > 1:
-        tl.store(place + K - 2, tl.sum(s1))
+        tl.store(place + K - 2, tl.sum(s1, 1)[:, None])
     if K > 2:
-        tl.store(place + K - 3, tl.sum(s2))
+        tl.store(place + K - 3, tl.sum(s2, 1)[:, None])
     if K > 3:
-        tl.store(place + K - 4, tl.sum(s3))
+        tl.store(place + K - 4, tl.sum(s3, 1)[:, None])
     if K > 4:
-        tl.store(place + K - 5, tl.sum(s4))
+        tl.store(place + K - 5, tl.sum(s4, 1)[:, None])
 
 
 TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
-def options(u: torch.Tensor, rows: torch.Tensor, taps: int) -> dict:
+def options(u: torch.Tensor, w: torch.Tensor, rows: torch.Tensor, most: int = WORDS) -> dict:
     """A row holds several sequences where it is longer than one."""
-    several = rows.shape[2] * LANES != u.shape[2]
-    return {"K": taps, "ROWS": several, "TYPE": TYPES[u.dtype], "BW": bucket(rows.shape[2], 32, WORDS)}
+    several, repeats = rows.shape[2] * LANES != u.shape[2], w.shape[0] // u.shape[1]
+    size = bucket(rows.shape[2], 32, most)
+    return {"K": w.shape[1], "R": repeats, "ROWS": several, "TYPE": TYPES[u.dtype], "BW": size}
 
 
 def rows_of(w: torch.Tensor, *tensors: torch.Tensor) -> list[torch.Tensor]:
     """The tensors as rows of words; none where they cannot be cut alike or the taps reach further than a word."""
-    rows = [words(x) for x in tensors]
-    alike = w.shape[0] == tensors[0].shape[1] and len({r is not None and r.shape for r in rows}) == 1
-    return [r for r in rows if r is not None] if alike and w.shape[1] <= WIDEST else []
+    rows = [r for r in map(words, tensors) if r is not None]
+    alike = len(rows) == len(tensors) and len({(r.shape[0], r.shape[2]) for r in rows}) == 1
+    repeats = w.shape[0] // tensors[0].shape[1]
+    return rows if alike and w.shape[1] <= WIDEST and repeats in (1, 2, 4) else []
 
 
-def forward(u, w, bias, dy, activation: str) -> torch.Tensor | None:
-    """The convolution, or with dy the gradient before the activation; None where words do not fit the tensors."""
-    y = torch.empty_like(u)
+def forward(u, w, bias, dy, y: torch.Tensor, activation: str) -> bool:
+    """Into y the convolution, or with dy the gradient before the activation; False where words do not fit."""
     rows = rows_of(w, u, y, y if dy is None else dy)
     if not rows:
-        return None
+        return False
     x, out, extra = rows
-    chosen = options(u, x, w.shape[1])
-    forward_kernel[(triton.cdiv(x.shape[2], chosen["BW"]), x.shape[1], x.shape[0])](
+    chosen = options(u, w, x)
+    forward_kernel[(triton.cdiv(x.shape[2], chosen["BW"]), out.shape[1], x.shape[0])](
         x, w, bias, extra, out, x.shape[2], u.shape[2], *x.stride()[:2], *extra.stride()[:2], *out.stride()[:2],
         ACTIVATION=activation, SLOPE=dy is not None, BIAS=bias is not None, **chosen,
     )  # fmt: skip
-    return y
+    return True
 
 
 def backward(u, w, dz) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """du, and dw with dbias as one more column (H, K + 1), fp32; None where words do not fit the tensors."""
+    """du, and dw with dbias as one more column (r H, K + 1), fp32; None where words do not fit the tensors."""
     du = torch.empty_like(u)
     rows = rows_of(w, u, dz, du)
     if not rows:
         return None
     x, gradient, out = rows
-    chosen = options(u, x, w.shape[1])
+    chosen = options(u, w, x, WORDS // (w.shape[0] // u.shape[1]))  # as many accumulators
     outer, channels, length = x.shape
     shares = max(1, min(triton.cdiv(PROGRAMS, channels), outer * triton.cdiv(length, chosen["BW"])))
-    partial = u.new_empty(shares, channels, w.shape[1] + 1, dtype=torch.float32)
+    partial = u.new_empty(shares, w.shape[0], w.shape[1] + 1, dtype=torch.float32)
     backward_kernel[(channels, shares)](
         x, w, gradient, out, partial, outer, length, channels, u.shape[2],
         *x.stride()[:2], *gradient.stride()[:2], *out.stride()[:2], **chosen,

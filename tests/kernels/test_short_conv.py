@@ -48,13 +48,15 @@ def test_without_bias_and_channel_first(where):
     [(4, 2, 63, 5, None), (8, 1, 130, 3, "silu"), (4, 3, 4, 4, "gelu"), (4, 1, 7, 2, None), (4, 2, 5, 1, "silu")],
 )
 @pytest.mark.parametrize("stored", ["channels first", "batch first", "channels last"])
-def test_four_tokens_a_word(where, stored, batch, channels, length, width, activation):
+@pytest.mark.parametrize("repeats", [1, 2, 4])
+def test_four_tokens_a_word(where, repeats, stored, batch, channels, length, width, activation):
     """Sequences that start within a word, or fill whole words, or do neither."""
     torch.manual_seed(3)
     axes = {"channels first": (1, 0, 2), "batch first": (0, 1, 2), "channels last": (0, 2, 1)}[stored]
     shape = batch, channels, length
     u = torch.randn([shape[i] for i in axes]).double().permute([axes.index(i) for i in range(3)])
-    given = {"u": u, "w": torch.randn(channels, width).double(), "bias": torch.randn(channels).double()}
+    outputs = repeats * channels
+    given = {"u": u, "w": torch.randn(outputs, width).double(), "bias": torch.randn(outputs).double()}
     verify(kernels.short_conv, oracle, given, activation=activation, **where)
 
 
