@@ -32,6 +32,7 @@ from kernels.shared_prefix_attention import shared_prefix_attention
 from kernels.short_conv import short_conv
 from kernels.sliding_attention import sliding_attention, sliding_step
 from kernels.taylor_attention import taylor_attention, taylor_step
+from kernels.toeplitz_attention import toeplitz_attention
 
 __all__ = [
     "block_diagonal_glu",
@@ -49,6 +50,7 @@ __all__ = [
     "sliding_step",
     "taylor_attention",
     "taylor_step",
+    "toeplitz_attention",
     "use_backend",
     "wide",
 ]

@@ -8,10 +8,9 @@ from torch import nn
 
 import kernels
 import layers
-from kernels.fft_conv.reference import toeplitz
 from layers.base import Layer, split_heads
 from layers.filters import build_filter
-from layers.gated_projection import GatedProjection, fft_conv_flops
+from layers.gated_projection import GatedProjection, fft_conv_flops, to_tokens
 
 
 @layers.register("mh_hyena", kind="sequence")
@@ -19,7 +18,7 @@ class MultiHeadHyena(Layer):
     """y[t] = W_o q[t]^T (sum_s h[t - s] k[s] v[s]^T), one filter a head; q, k, v = short convolutions of linear maps.
 
     Massaroli et al. 2023 (MultiHyena, arXiv 2310.18780). As the filter is shared within a head, the convolution of the
-    outer product equals ((q k^T) * H) v with H the filter's Toeplitz matrix, which is what runs up to 1,024 tokens.
+    outer product equals ((q k^T) * H) v with H the filter's Toeplitz matrix: `kernels.toeplitz_attention`.
 
     Defaults of the MAD protocol: heads 16 wide, projections tied in groups of 4, a filter of width 2. State: keys and
     values, 2 dim T (the outer products themselves would be head_dim dim T), and the short convolutions' last inputs.
@@ -57,18 +56,9 @@ class MultiHeadHyena(Layer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.check_length(x)
-        length = x.shape[1]
-        q, k, v = (s.unflatten(1, (self.num_heads, self.head_dim)) for s in self.inputs(x))  # (B, H, P, T)
-        taps = self.taps(length)
-        if length <= 1024:
-            scores = q.transpose(2, 3) @ k  # (B, H, T, T)
-            weights = scores * toeplitz(taps, length).transpose(1, 2).to(scores.dtype)
-            y = weights @ v.transpose(2, 3)  # (B, H, T, P)
-            return self.out(y.transpose(1, 2).flatten(2))
-        outer = (k.unsqueeze(3) * v.unsqueeze(2)).flatten(1, 3)  # (B, H P P, T)
-        mixed = kernels.fft_conv(outer, taps.repeat_interleave(self.head_dim**2, dim=0))
-        mixed = mixed.unflatten(1, (self.num_heads, self.head_dim, self.head_dim))
-        return self.out((q.unsqueeze(3) * mixed).sum(2).flatten(1, 2).transpose(1, 2))
+        q, k, v = (s.unflatten(1, (self.num_heads, self.head_dim)).transpose(2, 3) for s in self.inputs(x))
+        y = kernels.toeplitz_attention(q, k, v, self.taps(x.shape[1]))  # (B, H, T, P), as q, k, v; channel-first
+        return to_tokens(self.out, y.transpose(2, 3).flatten(1, 2))
 
     def init_state(self, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The short convolutions' past, and the keys and values (B, dim, t), growing."""

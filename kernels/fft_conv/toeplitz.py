@@ -111,7 +111,7 @@ def product_kernel(
 
 
 @triton.jit
-def _halves(x, M: tl.constexpr, N: tl.constexpr):
+def halves(x, M: tl.constexpr, N: tl.constexpr):
     """The upper and the lower half of x (M, N)."""
     return tl.split(tl.permute(tl.reshape(x, (2, M // 2, N)), (1, 2, 0)))
 
@@ -126,9 +126,9 @@ def _diagonals(x, first, ROWS: tl.constexpr, M: tl.constexpr):
 
 
 @triton.jit
-def _store_diagonals(x, first, place, d, D, below, M: tl.constexpr):
+def store_diagonals(x, first, place, d, D, below, M: tl.constexpr):
     """Those of half a product, of block distance d, by quarters: registers hold no more beside the product."""
-    top, bottom = _halves(x, M // 2, M)
+    top, bottom = halves(x, M // 2, M)
     above1, below1 = _diagonals(top, first, M // 4, M)
     above2, below2 = _diagonals(bottom, first + M // 4, M // 4, M)
     place += tl.arange(0, M)
@@ -170,9 +170,9 @@ def taps_kernel(
         product = tl.dot(before, after, product, input_precision=PRECISION)
     rows = H * (D + 1) * M
     place = partial + share * 4 * rows + h * (D + 1) * M
-    top, bottom = _halves(product, M, M)
-    _store_diagonals(top, 0, place, d, D, rows, M)
-    _store_diagonals(bottom, M // 2, place + 2 * rows, d, D, rows, M)
+    top, bottom = halves(product, M, M)
+    store_diagonals(top, 0, place, d, D, rows, M)
+    store_diagonals(bottom, M // 2, place + 2 * rows, d, D, rows, M)
 
 
 def blocking(length: int, taps: int, dtype: torch.dtype) -> tuple[int, int, int]:
