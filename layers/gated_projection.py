@@ -60,7 +60,7 @@ def to_tokens(linear: nn.Linear, y: torch.Tensor) -> torch.Tensor:
     """linear(y) for channel-first y (B, C, T) -> (B, T, dim), as one product that reads y as it lies in memory, and
     gives it a gradient of the same layout."""
     z = torch.addmm(linear.bias.unsqueeze(-1), linear.weight, y.transpose(0, 1).flatten(1))  # (dim, B T)
-    return z.view(-1, y.shape[0], y.shape[2]).permute(1, 2, 0)
+    return z.view(len(linear.weight), y.shape[0], y.shape[2]).permute(1, 2, 0)
 
 
 def convolution_step(past: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:

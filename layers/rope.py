@@ -27,7 +27,7 @@ class Rotary(nn.Module):
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
         """x (..., T, d), positions (T,) or broadcastable to x's leading dimensions and T, whole numbers; None:
-        0 .. T - 1. Returns (..., T, d) of x's type; computed in fp32 or wider."""
+        0 .. T - 1. Returns (..., T, d) of x's type; computed in the wider of x's and the tables' type, fp32."""
         length, half = x.shape[-2], x.shape[-1] // 2
         if positions is None:
             cos, sin = self.cos[:length], self.sin[:length]

@@ -42,7 +42,7 @@ def highest(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """As scores.topk(k), scores (N, E), ties to the first; for few columns k passes are faster than a sort, and their
     gradient adds nothing up."""
     ids = torch.arange(scores.shape[-1], device=scores.device)
-    left, values, places = scores.detach(), [], []
+    left, values, places = scores.detach().clamp(min=torch.finfo(scores.dtype).min), [], []
     for _ in range(k):
         place = left.argmax(-1, keepdim=True)  # (N, 1)
         chosen = place == ids
@@ -69,12 +69,12 @@ def ranks(one_hot: torch.Tensor) -> torch.Tensor:
 def inverse(slot: torch.Tensor, size: int) -> torch.Tensor:
     """source (size,) with source[slot[i]] = i, and len(slot) where no slot[i] is."""
     source = slot.new_full((size,), len(slot))
-    before = torch.are_deterministic_algorithms_enabled()
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)  # each place is written once: there is no order to depend on
     try:
         return source.scatter_(0, slot, torch.arange(len(slot), device=slot.device))
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 @inverse.register_fake

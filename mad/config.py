@@ -25,7 +25,7 @@ class Arch:
     stack: Any = field(default_factory=list)  # layer names or specs; see mad.models.stack for the notation
     name: str | None = None  # the row on the leaderboard; None: the stack, written compactly
     dim: int = 128
-    max_length: int | None = None  # None: the task's input length
+    max_length: int | None = None  # None: the task's input length, filled up to a multiple of 8
     norm: str = "rms"  # rms | layer
     tied_embeddings: bool = False
     embed_dropout: float = 0.0
@@ -108,6 +108,15 @@ class Run:
                 del decides["train"][key]
         decides["plugins"] = plugins.digests(self.plugins)
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def by_shape(run: Run) -> tuple[int, str, int, float]:
+    """A sort key for runs side by side on a GPU: the longest first, so that none is left at the end to run alone; equal
+    shapes next to each other, and of these the one with the most data, whose place the others' fits into."""
+    given = run.to_dict()
+    fixed = [given[key] for key in ("arch", "task", "mode")] + [run.train.precision, run.train.batch_size]
+    kind = json.dumps([*fixed, run.train.deterministic, run.optim.clip])
+    return -(run.arch.max_length or 0), kind, -(run.train.num_train or 0), run.optim.weight_decay
 
 
 YOUNGER = ("tokens", "budget_flops")  # keys of train that the first run ids do not know

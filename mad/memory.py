@@ -1,8 +1,13 @@
-"""Memory that is kept: what array code on a CPU wants of the allocator."""
+"""Memory: what array code on a CPU wants of the allocator, and how its end shows."""
 
 import ctypes
 import functools
 import platform
+import re
+
+NO_MEMORY = re.compile(
+    r"[Oo]ut ?[Oo]f ?[Mm]emory|[Cc]an(not|'t) allocate memory|[Nn]ot enough memory|bad_alloc|MemoryError|ALLOC_FAILED"
+)
 
 
 @functools.cache
@@ -17,3 +22,8 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, a GPU's too."""
+    return isinstance(error, MemoryError) or NO_MEMORY.search(f"{type(error).__name__}: {error}") is not None

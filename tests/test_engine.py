@@ -158,6 +158,11 @@ class Fate(layers.ChannelMixer):
             mark.touch()
             if self.end == "die":
                 os._exit(3)
+            if self.end == "exit":
+                raise SystemExit(7)
+            if self.end == "slow":
+                time.sleep(0.4)
+                return x
             if self.end == "hang":
                 time.sleep(600)
             raise RuntimeError("not today")
@@ -190,8 +195,9 @@ def test_lanes_are_several_runs_at_once_in_one_process(tmp_path):
     for run in given:
         alone = training.train(run)
         assert found[run.seed].curve == alone.curve and found[run.seed].metrics == alone.metrics
-    started = [i for i, event in enumerate(events) if event.progress is None]
-    assert started[:3] == [0, 1, 2] and {event.worker for event in events} == {0}
+    told = [(event.run.seed, event.progress["step"]) for event in events if event.progress]
+    assert told[:6] == [(0, 2), (1, 2), (2, 2), (0, 4), (1, 4), (2, 4)]  # in turns
+    assert {event.worker for event in events} == {0}
 
 
 def test_a_lane_that_fails_costs_its_own_run_alone(tmp_path):
@@ -221,12 +227,19 @@ def test_lanes_are_for_training():
         engine.build("local", lanes=0)
 
 
-def test_the_longest_runs_come_first_and_equal_shapes_together():
-    def run(length, lr):
-        return Run.of({"task": "mqar", "arch": {"max_length": length}, "optim": {"lr": lr}})
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_process_that_ends_by_an_error_of_its_own_costs_the_run_whose_turn_it_was(tmp_path, retries):
+    found, _, _ = in_lanes(tmp_path, ["", "exit", ""], retries=retries)  # SystemExit passes what catches exceptions
+    assert [found[seed].status for seed in range(3)] == ["ok", "failed", "ok"]
+    assert found[1].attempts == 1 and found[0].attempts == 1
 
-    given = [run(8, 1.0), run(16, 1.0), run(8, 2.0), run(16, 2.0)]
-    assert sorted(given, key=local.shape) == [given[1], given[3], given[0], given[2]]
+
+def test_the_one_that_hangs_is_blamed_though_it_began_later(tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "GRACE", 1.0)
+    ends = ["slow", "", "", "hang"]  # the last begins when the first has had most of its time
+    found, _, _ = in_lanes(tmp_path, ends, timeout=6.0, retries=0)
+    assert found[3].failure == "timeout" and found[0].failure in (None, "timeout")
+    assert "fate.py" in found[3].error
 
 
 def test_leaving_early_stops_the_workers():

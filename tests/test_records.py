@@ -233,6 +233,19 @@ def test_packed_records_are_records_and_a_runs_own_file_counts_before_them(tmp_p
     assert sorted(record.status for record in other.records()) == ["diverged", "ok", "ok", "ok"]
 
 
+def test_a_failed_file_does_not_hide_a_packed_result(tmp_path):
+    there = Store(tmp_path / "there")
+    there.write(make(status="ok"))
+    there.pack()
+    here = Store(tmp_path / "here")
+    here.write(make(status="failed"))
+    here.packed.write_bytes(there.packed.read_bytes())
+    (run_id,) = {r.run_id for r in here.records()}
+    assert here.done(run_id) and here.read(run_id).status == "ok"
+    here.pack()
+    assert Store(tmp_path / "here").read(run_id).status == "ok"
+
+
 def test_a_damaged_own_file_falls_back_to_the_packed_record(tmp_path):
     store = Store(tmp_path)
     store.write(make())

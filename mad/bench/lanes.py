@@ -4,7 +4,8 @@ In-context recall with the MAD protocol's model and batch, all included: data, e
 optimiser. A rate is steps between the first and the last evaluation of each run within the time given, after the first
 two. FLOPs are the model's own (forward, and twice that backward); bytes the least that a step must move: weights,
 gradients and moments once, the residual stream five times a layer. Both are also given as a share of what a large
-matrix product and a large copy reach on this device. Compilation and capture are reported apart.
+matrix product and a large copy reach on this device. `warm after` is when each run had been evaluated twice: data,
+compilation, capture, 200 steps.
 """
 
 import argparse
@@ -27,7 +28,6 @@ from mad.registry import unknown
 from mad.sweep import ROOT
 from mad.training.prepare import build_model, build_task
 
-TABLE = ("hyena", "mh_hyena", "striped_hyena", "striped_hyena_moe", "striped_hyena_experts_moe")  # of the MAD paper
 MODES = ("eager", "captured", "compiled")
 LENGTHS = (32, 128, 1024)
 LANES = (1, 2, 4, 8, 16)
@@ -36,19 +36,19 @@ WARM = 2  # evaluations of a run before it counts
 
 @dataclass(frozen=True)
 class Rate:
-    """Of all lanes together; seconds of compilation and capture, GB of the device's memory."""
+    """Of all lanes together; seconds until each run was evaluated twice, GB of the device's memory."""
 
     step_ms: float
     tokens: float  # a second
     flops: float  # a second
     bytes: float  # a second
-    setup: float
+    warm_up: float
     memory: float
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m mad.bench lanes", description=__doc__)
-    parser.add_argument("arch", nargs="?", help="arch=NAME[,NAME...] of conf/arch (transformer and hyena)")
+    parser.add_argument("arch", nargs="?", help="arch=NAME[,NAME...] of conf/arch (attention and hyena)")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="tokens (32 128 1024)")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="(all)")
     parser.add_argument("--lanes", type=int, nargs="+", default=LANES, help="of captured and compiled (1 2 4 8 16)")
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
             rate = measure(arch, length, mode, lanes, args.seconds, args.device)
             shown = f"{rate.step_ms:8.3f} ms a step, {rate.tokens / 1e6:6.2f} M tokens/s"
             share = f"{rate.flops / product:5.1%} of the product, {rate.bytes / copy:5.1%} of the copy"
-            setup = f"setup {rate.setup:.1f} s, {rate.memory:.1f} GB"
+            setup = f"warm after {rate.warm_up:.1f} s, {rate.memory:.1f} GB"
             console.print(
                 f"{arch['name']:26} T {length:<5} {mode:9} {lanes:2} lanes {shown}, {share}, {setup}", soft_wrap=True
             )
@@ -117,7 +117,7 @@ def measure(arch: dict[str, Any], length: int, mode: str, lanes: int, seconds: f
     except Enough:
         pass
     rates = [(seen[-1][1] - seen[WARM][1]) / (seen[-1][0] - seen[WARM][0]) for seen in times.values()]
-    ready = min(seen[1][0] for seen in times.values()) - began
+    ready = max(seen[1][0] for seen in times.values()) - began
     steps = sum(rates)
     task = build_task(run)
     with torch.random.fork_rng(devices=[]):

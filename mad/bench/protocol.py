@@ -30,6 +30,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--run", action="store_true", help="train it, too, into results/mad (resumes what is there)")
     args = parser.parse_args(argv)
+    if "," in args.arch:
+        parser.error(f"expected one architecture, got {args.arch}")
     (arch,) = chosen(args.arch, ())
     steps, tokens = work()
     mode = "compiled" if args.device == "cuda" else "eager"
@@ -46,7 +48,8 @@ def main(argv: list[str]) -> None:
     console.print(f"{arch['name']}: {runs} runs, {tokens:.2e} tokens, {total:.2f} h without early stopping")
     if args.run:
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "mad.sweep", "sweeps=mad", args.arch], check=True)
+        where = [f"engine.lanes={args.lanes}", f"device={args.device}"]
+        subprocess.run([sys.executable, "-m", "mad.sweep", "sweeps=mad", args.arch, *where], check=True)
         console.print(f"trained in {(time.perf_counter() - began) / 3600:.2f} h (of which this command did its share)")
 
 

@@ -3,7 +3,6 @@
 An engine knows nothing of stores, and a run that fails is a record like any other, so a sweep outlives its runs.
 """
 
-import re
 import time
 import traceback
 from collections import deque
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mad.config import Run
+from mad.memory import out_of_memory
 from mad.records import Record
 from mad.registry import Registry
 
@@ -24,7 +24,6 @@ Work = Callable[..., Record]  # work(run, on_progress=...), as training.train
 Claim = Callable[[Run], bool | None]  # True: it is ours; False: it is done elsewhere; None: it is under way elsewhere
 
 POLL = 0.5  # seconds between two looks at what is under way elsewhere
-NO_MEMORY = re.compile(r"out of memory|[Cc]an(not|'t) allocate memory|[Nn]ot enough memory|bad_alloc|MemoryError")
 
 
 class Unusable(ValueError):
@@ -201,7 +200,7 @@ def attempt(
 def of_error(run: Run, error: Exception, seconds: float, retry_on: Iterable[str] = (), late: bool = False) -> Outcome:
     """What becomes of a run that has raised `error` after so many seconds; `late`: because its time was up."""
     text, kinds = "".join(traceback.format_exception(error)), {kind.__name__ for kind in type(error).__mro__}
-    if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+    if out_of_memory(error):
         failure = "memory"
     else:
         failure = "timeout" if late else "exception"

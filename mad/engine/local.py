@@ -4,14 +4,13 @@ What a worker is, and what becomes of its runs when it dies: `mad.engine.process
 `mad.engine.worker`.
 """
 
-import json
 import multiprocessing
 import os
 from collections.abc import Callable, Generator
 from multiprocessing.connection import wait
 from typing import Any
 
-from mad.config import Run
+from mad.config import Run, by_shape
 from mad.engine import worker as inside
 from mad.engine.base import (
     Claim,
@@ -39,7 +38,7 @@ class Local(Engine):
         work, retries, retry_on: see Engine.
         workers: processes; None: one per core, or on CUDA one per device (more share the devices in turn).
         lanes: runs at once in a process, for `training.train`; None: 1, or on CUDA 4, fewer where memory is short.
-        timeout: seconds a run may take; None: any.
+        timeout: seconds a run may take, what other lanes do meanwhile included; None: any.
         memory: GB a worker on a CPU may allocate (Linux); None: what there is.
     """
 
@@ -69,12 +68,13 @@ class Local(Engine):
         tell = on_event or (lambda event: None)
         devices = cuda_devices() if any(run.device == "cuda" for run in runs) else []
         lanes = 1 if self.work is not None else self.lanes or (LANES if devices else 1)
-        pending = Pending(sorted(runs, key=shape) if lanes > 1 else runs, claim, self.retries)
+        pending = Pending(sorted(runs, key=by_shape) if lanes > 1 else runs, claim, self.retries)
         number = min(self.workers or len(devices) or cores(), len(runs))
         context = _context()
         woken, wake = context.Pipe(duplex=False)  # a finished future writes here, so that one `wait` sees everything
         lifeline, held = context.Pipe(duplex=False)  # workers read the end of this process from it
-        kind = LaneWorker if lanes > 1 else Worker
+        # a process that trains keeps what it has compiled and captured, also where it has one lane
+        kind = LaneWorker if lanes > 1 or (devices and self.work is None) else Worker
         workers: list[Worker] = []
         try:
             for index in range(number):
@@ -115,14 +115,6 @@ def _share_out(pending: Pending, workers: list[Worker]) -> Generator[tuple[Run, 
         if run is None:
             return
         yield run, worker
-
-
-def shape(run: Run) -> tuple[int, str, int, float]:
-    """The longest first, so that none is left at the end to run alone; equal shapes next to each other, and of these
-    the one with the most data, whose place the others' fits into."""
-    given = run.to_dict()
-    kind = json.dumps([given["arch"], given["task"], run.train.precision])
-    return -(run.arch.max_length or 0), kind, -(run.train.num_train or 0), run.optim.weight_decay
 
 
 def _context() -> Any:

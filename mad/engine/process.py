@@ -6,6 +6,7 @@ queue would silence all the others. What happens inside is in `mad.engine.worker
 """
 
 import contextlib
+import pickle
 import shutil
 import tempfile
 import time
@@ -54,8 +55,11 @@ class Worker:
         while self.messages.poll():
             message = self.messages.recv()
             if inside.BEGUN in message:
-                self.pid = message[inside.BEGUN]
-                self.begun[message[inside.RUN]] = time.monotonic()
+                if message[inside.BEGUN] is None:
+                    self.begun.pop(message[inside.RUN], None)
+                else:
+                    self.pid = message[inside.BEGUN]
+                    self.begun[message[inside.RUN]] = time.monotonic()
             elif run := self.runs.get(message.pop(inside.RUN)):
                 yield run, message
 
@@ -66,7 +70,7 @@ class Worker:
         now, limit = time.monotonic(), self.engine.timeout
         late = {run_id for run_id, begun in self.begun.items() if run_id in self.runs and now - begun > (limit or now)}
         if late and self._give_up(late, now):
-            self.stopped, self.late = "late", late & self._at() or late
+            self.stopped, self.late = "late", self._at() & set(self.runs) or late  # it does not let the late one end
         elif self.pid is not None and not inside.exists(self.pid):
             self.missed = self.missed or now
             if now - self.missed > VANISHED:  # pebble had time to notice, and did not
@@ -153,7 +157,7 @@ class Worker:
 class LaneWorker(Worker):
     """Several runs at once, in one process (`training.interleave`), which are handed to it as they find room."""
 
-    closing = False  # a run has failed on the device: a new process is to take the next ones
+    closing = False  # a new process is to take the next runs
 
     @property
     def room(self) -> int:
@@ -170,7 +174,9 @@ class LaneWorker(Worker):
     def told(self) -> Iterator[tuple[Run, Progress]]:
         for run, message in super().told():
             if inside.OUTCOME in message:
-                self._outcomes.append((run, message[inside.OUTCOME]))
+                file = self.traces / f"{run.id}{inside.OUTCOME}"
+                self._outcomes.append((run, pickle.loads(file.read_bytes())))
+                file.unlink()
             else:
                 yield run, message
 
@@ -196,13 +202,14 @@ class LaneWorker(Worker):
         for run, outcome in ended:
             self.runs.pop(run.id, None)
             self.begun.pop(run.id, None)
-            self.closing |= outcome.record.status == "failed" and self.device is not None
+            self.closing |= outcome.record.failure == "memory"  # what filled it may still be there
         if dead:
             assert future is not None
             error = None if self.stopped else future.exception()
-            guilty = self.late or self._at() & set(self.runs) or set(self.runs)
+            guilty = (self.late or self._at() & set(self.runs) or set(self.runs)) & set(self.begun)
             for run in self.runs.values():
-                ended.append((run, self._lost(run, error)._replace(blameless=run.id not in guilty)))
+                outcome, blameless = self._lost(run, error), run.id not in guilty
+                ended.append((run, outcome._replace(again=outcome.again or blameless, blameless=blameless)))
             self.runs = {}
         if dead or (self.closing and not self.runs):
             self.future = None

@@ -4,6 +4,7 @@ import contextlib
 import faulthandler
 import mmap
 import os
+import pickle
 import shutil
 import signal
 import sys
@@ -21,10 +22,10 @@ from mad.engine.base import Outcome, Work, attempt, of_error
 CAN_LIMIT_MEMORY = sys.platform == "linux"
 OUT_OF_MEMORY_KILLS = ("/sys/fs/cgroup/memory.events", "/proc/vmstat")  # where the kernel counts them
 
-BEGUN = "begun"  # key of the message with which a run begins: the process's number
+BEGUN = "begun"  # key of the message with which a run begins: the process's number, or None: it must wait after all
 RUN = "run"  # of every message: the run's id
 TURN = ".turn"  # ending of the file that holds the id of the run which a process with several is at
-OUTCOME = "outcome"  # of the message with which one of several runs ends
+OUTCOME = ".outcome"  # of the message with which one of several runs ends; and of the file that says how
 
 _work: Work | None = None
 _checkpoints: Path | None = None
@@ -79,8 +80,8 @@ def serve(lanes: int, timeout: float | None) -> None:
     assert _told is not None and _trace is not None
     from mad import training
 
-    told = _told
-    turn = Path(f"{_trace.name}{TURN}")
+    told, traces = _told, Path(_trace.name).parent
+    turn = traces / f"{os.getpid()}{TURN}"
     turn.write_bytes(b" " * 16)
     checkpoints = None if _checkpoints is None else training.Checkpoints(_checkpoints)
     with turn.open("r+b") as file, mmap.mmap(file.fileno(), 16) as whose:
@@ -90,25 +91,25 @@ def serve(lanes: int, timeout: float | None) -> None:
             lambda run, progress: told.send({RUN: run.id, **progress}),
             lambda run: checkpoints,
             timeout,
-            lambda run: whose.__setitem__(slice(16), run.id.encode()),
+            on_turn=lambda run: whose.__setitem__(slice(16), run.id.encode()),
+            on_begin=lambda run, begun: told.send({RUN: run.id, BEGUN: os.getpid() if begun else None}),
         ):
             if ended.record is not None:
                 outcome = Outcome(ended.record)
             else:
                 assert ended.error is not None
                 outcome = of_error(ended.run, ended.error, ended.seconds, _retry_on, ended.late)
-            told.send({RUN: ended.run.id, OUTCOME: outcome})
+            # by a file: a message of this size could be cut off where the process dies, and be waited for for ever
+            (traces / f"{ended.run.id}{OUTCOME}").write_bytes(pickle.dumps(outcome))
+            told.send({RUN: ended.run.id, OUTCOME: True})
 
 
 def _handed_out() -> Iterator[Run | None]:
     """The runs from the inbox; None: there is none for now."""
-    assert _inbox is not None and _told is not None
+    assert _inbox is not None
     with contextlib.suppress(EOFError):
         while True:
-            run = _inbox.recv() if _inbox.poll() else None
-            if run is not None:
-                _told.send({RUN: run.id, BEGUN: os.getpid()})
-            yield run
+            yield _inbox.recv() if _inbox.poll() else None
 
 
 def say_where(pid: int | None) -> None:

@@ -130,7 +130,8 @@ class Lookup(torch.autograd.Function):
         (tokens,), (gradient,) = ctx.saved_tensors, gradients
         ids = torch.arange(ctx.rows, device=tokens.device).unsqueeze(-1)
         one_hot = (ids == tokens.flatten()).to(gradient.dtype)  # (V, B T)
-        return one_hot @ gradient.flatten(0, 1), None
+        with torch.autocast(tokens.device.type, enabled=False):
+            return one_hot @ gradient.flatten(0, 1), None
 
 
 HEADS = {"lm": LanguageModel, "autoencoder": AutoEncoder}

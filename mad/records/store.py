@@ -121,11 +121,21 @@ class Store:
         return _stamp(self.runs / f"{run_id}.json")
 
     def read(self, run_id: str) -> Record | None:
-        """The record of a run; None if there is none. A file that cannot be read is set aside, as if it were not there.
+        """The record of a run, its own file's unless only the packed one is a result; None if there is none. A file
+        that cannot be read is set aside, as if it were not there.
 
         Raises:
             ValueError: the record was written with another schema version, or the packed ones are damaged.
         """
+        own = self._own(run_id)
+        if own is not None and own.status in DONE:
+            return own
+        text = self._packed_records().get(run_id)
+        carried = None if text is None else _record(self.packed, text, run_id)
+        return carried if own is None or (carried is not None and carried.status in DONE) else own
+
+    def _own(self, run_id: str) -> Record | None:
+        """That of the run's own file."""
         path = self.runs / f"{run_id}.json"
         try:
             return _record(path, path.read_text(encoding="utf-8"), run_id)
@@ -139,8 +149,7 @@ class Store:
             with contextlib.suppress(OSError):  # another reader was faster, or the folder is not ours to change
                 os.replace(path, aside)
             self.corrupt.append(aside)
-        text = self._packed_records().get(run_id)
-        return None if text is None else _record(self.packed, text, run_id)
+        return None
 
     def records(self) -> list[Record]:
         """All records that can be read, by architecture, task and optimiser."""

@@ -5,11 +5,14 @@ reads and writes beyond its own temporaries are tensors that stay where they are
 hundred launches, which take a CPU several times longer than the GPU takes to do them; a replay is one.
 """
 
+import contextlib
 import gc
 import time
 from collections.abc import Callable, Hashable
 
 import torch
+
+from mad.memory import out_of_memory
 
 
 class Immediate:
@@ -17,8 +20,11 @@ class Immediate:
 
     seconds = 0.0  # that went into compilation and capture
 
-    def __call__(self, key: Hashable, work: Callable[[], None]) -> None:
+    def __call__(self, key: tuple[Hashable, int], work: Callable[[], None]) -> None:
         work()
+
+    def forget(self, owner: Hashable) -> None:
+        """What is recorded under keys of `owner` is needed no more."""
 
 
 class Graphs(Immediate):
@@ -26,10 +32,10 @@ class Graphs(Immediate):
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
+        self._graphs: dict[tuple[Hashable, int], torch.cuda.CUDAGraph | None] = {}
         self._pool = torch.cuda.graph_pool_handle()  # temporaries: graphs of one stream never run at the same time
 
-    def __call__(self, key: Hashable, work: Callable[[], None]) -> None:
+    def __call__(self, key: tuple[Hashable, int], work: Callable[[], None]) -> None:
         graph = self._graphs.get(key)
         if graph is not None:
             graph.replay()
@@ -43,6 +49,9 @@ class Graphs(Immediate):
             self._graphs[key] = None
         self.seconds += time.perf_counter() - began
 
+    def forget(self, owner: Hashable) -> None:
+        self._graphs = {key: graph for key, graph in self._graphs.items() if key[0] != owner}
+
     def _record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """Without torch.cuda.graph's wait for the whole device, on which other runs are under way."""
         graph = torch.cuda.CUDAGraph()
@@ -52,11 +61,14 @@ class Graphs(Immediate):
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 work()
-            finally:
-                graph.capture_end()
-        except torch.cuda.OutOfMemoryError:
-            raise
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # the first error says more
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         except RuntimeError as error:
+            if out_of_memory(error):
+                raise
             raise RuntimeError(
                 "a step cannot be captured as a CUDA graph, for instance because a layer waits for the device "
                 f"(.item(), .cpu(), a branch on data); mode=eager trains it as it is: {error}"

@@ -28,6 +28,12 @@ class Place:
         self.generator = self.default.clone_state()
 
 
+@functools.cache
+def own_place() -> Place:
+    """The place of runs that are trained one at a time in this process: memory freed on a stream is that stream's."""
+    return Place()
+
+
 class Scope:
     """What a run needs around whatever it does; entered anew each time it goes on, so that runs may take turns.
 
@@ -44,7 +50,7 @@ class Scope:
 
     def __enter__(self) -> "Scope":
         self._threads = torch.get_num_threads()
-        self._outer = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
+        self._outer = _algorithms(), deterministic.fill_uninitialized_memory
         self._outer_rng = torch.get_rng_state()
         if self.place is None:
             torch.set_num_threads(1)
@@ -67,7 +73,7 @@ class Scope:
     def __exit__(self, *error: Any) -> None:
         self._rng = torch.get_rng_state()
         torch.set_rng_state(self._outer_rng)
-        torch.use_deterministic_algorithms(self._outer[0])
+        _use_algorithms(self._outer[0])
         deterministic.fill_uninitialized_memory = self._outer[1]
         if self.place is None:
             torch.set_num_threads(self._threads)
@@ -79,12 +85,20 @@ class Scope:
 @contextlib.contextmanager
 def any_order() -> Iterator[None]:
     """Around sums of whole numbers, which are the same in any order: the operations that refuse one may be used."""
-    before = torch.are_deterministic_algorithms_enabled()
+    before = _algorithms()
     torch.use_deterministic_algorithms(False)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        _use_algorithms(before)
+
+
+def _algorithms() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def _use_algorithms(setting: tuple[bool, bool]) -> None:
+    torch.use_deterministic_algorithms(setting[0], warn_only=setting[1])
 
 
 def device_name(device: str) -> str:

@@ -4,15 +4,17 @@ One small model leaves most of a GPU idle, and the next step of a run must wait 
 runs are interleaved. They share no numbers: a run's record is the one that it would have had alone.
 """
 
+import gc
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 
-from mad.config import Run
+from mad.config import Run, by_shape
+from mad.memory import out_of_memory
 from mad.records import Record
 from mad.training import host
 from mad.training.checkpoint import Checkpoints
@@ -42,11 +44,10 @@ def train_lanes(
     on_progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> Iterator[Record]:
-    """Train several runs at once on one device.
+    """Train several runs at once on one device, the longest sequences first and equal shapes after one another.
 
     Args:
-        runs: Runs, or nested mappings with their keys. Those of equal shapes are best neighbours: a lane goes on with
-            what it has compiled and captured.
+        runs: Runs, or nested mappings with their keys.
         lanes: runs under way at once; fewer, where they do not fit into the GPU's memory.
         on_progress, checkpoints: as of `train`; progress comes with its run.
 
@@ -54,17 +55,23 @@ def train_lanes(
         Records in the order in which they finish, each as `train` gives it.
 
     Raises:
-        ValueError: a run that cannot be, before any begins; fewer than one lane.
-        Exception: what a run raised, once those before it are through; the others are lost.
+        ValueError: a run that cannot be, or fewer than one lane, before any begins.
+        Exception: what the first run that failed has raised, once the others are through.
     """
-    if lanes < 1:
+    if not isinstance(lanes, int) or lanes < 1:
         raise ValueError(f"lanes must be a whole number of at least 1, got {lanes!r}")
-    prepared = [prepare(run) for run in runs]
-    for ended in interleave(iter(prepared), lambda: lanes, on_progress, lambda run: checkpoints):
-        if ended.error is not None:
-            raise ended.error
-        assert ended.record is not None
-        yield ended.record
+    prepared = sorted(map(prepare, runs), key=by_shape)
+    return _records(interleave(iter(prepared), lambda: lanes, on_progress, lambda run: checkpoints))
+
+
+def _records(ended: Iterator[Ended]) -> Iterator[Record]:
+    first: Exception | None = None
+    for end in ended:
+        first = first or end.error
+        if end.record is not None:
+            yield end.record
+    if first is not None:
+        raise first
 
 
 @dataclass
@@ -80,6 +87,42 @@ class Lane:
     began: float = 0.0
     advanced: bool = False  # whether the run has come so far as to take memory
 
+    def begin(self, run: Run, tell: Progress, checkpoints: Checkpoints | None) -> None:
+        self.run, self.began, self.waiting, self.advanced = run, time.perf_counter(), None, False
+        self.scope = host.Scope(run.seed, run.device, run.train.deterministic, self.place)
+        self.steps = under_way(run, lambda progress: tell(run, progress), checkpoints, self.kept)
+
+    def advance(self, timeout: float | None) -> Ended | None:
+        """Queue the run's next piece of work; what became of it, if that was the last.
+
+        Raises:
+            RuntimeError: the device is lost, and every run on it.
+        """
+        run, record, error, late = self.run, None, None, False
+        assert run is not None
+        try:
+            late = timeout is not None and time.perf_counter() - self.began > timeout
+            if late:
+                raise TimeoutError(f"the run took longer than {timeout:g} seconds")
+            with self.scope:
+                self.waiting = next(self.steps)
+            self.advanced = True
+            return None
+        except StopIteration as stop:
+            record = stop.value
+        except Exception as caught:  # this run's alone, if the device has survived it; the other lanes go on
+            if run.device == "cuda":
+                torch.cuda.synchronize()
+            error = caught
+        seconds = time.perf_counter() - self.began
+        self.leave()
+        return Ended(run, record, error, seconds, late)
+
+    def leave(self) -> None:
+        if self.steps is not None:
+            self.steps.close()
+        self.run = self.steps = self.scope = self.waiting = None
+
 
 def interleave(
     source: Iterator[Run | None],
@@ -88,31 +131,40 @@ def interleave(
     checkpoints: Callable[[Run], Checkpoints | None] = lambda run: None,
     timeout: float | None = None,
     on_turn: Callable[[Run], None] = lambda run: None,
-) -> Iterator[Ended]:
+    on_begin: Callable[[Run, bool], None] = lambda run, begun: None,
+) -> Generator[Ended, None, None]:
     """Train what `source` gives, prepared, until it is exhausted; a run that ends makes room for the next.
 
     Args:
         source: None means: nothing for now.
         lanes: how many runs may be under way, asked each time before one begins.
-        timeout: seconds after which a run is given up, with a TimeoutError.
+        timeout: seconds after which a run is given up, with a TimeoutError; all that the other lanes do counts.
         on_turn: called each time before a run goes on.
+        on_begin: called as a run begins, with True, and with False where it must wait after all, for want of memory.
+
+    Raises:
+        RuntimeError: the device is lost, and every run on it.
     """
     tell = on_progress or (lambda run, progress: None)
     all_lanes: list[Lane] = []
-    back: deque[Run] = deque()  # begun, and put back because memory was short
-    room, exhausted = float("inf"), False
+    memory = _Memory()
+    exhausted = False
     while True:
         busy = [lane for lane in all_lanes if lane.run is not None]
-        while len(busy) < min(lanes(), room) and (back or not exhausted):
+        while memory.back or not exhausted:
+            if len(busy) >= min(lanes(), memory.room):
+                break
             try:
-                run = back.popleft() if back else next(source)
+                run = memory.back.popleft() if memory.back else next(source)
             except StopIteration:
                 exhausted = True
                 break
             if run is None:
                 break
+            memory.look_at(run)
             lane = _lane(all_lanes, run)
-            _begin(lane, run, tell, checkpoints(run))
+            lane.begin(run, tell, checkpoints(run))
+            on_begin(run, True)
             busy.append(lane)
         if not busy:
             if exhausted:
@@ -121,26 +173,62 @@ def interleave(
             continue
         moved = False
         for lane in busy:
+            if lane.run is None:
+                continue
+            on_turn(lane.run)
             if lane.waiting is not None and not lane.waiting.ready():
                 continue
             moved = True
-            assert lane.run is not None
-            on_turn(lane.run)
-            ended = _advance(lane, timeout)
+            ended = lane.advance(timeout)
             if ended is None:
                 continue
-            if isinstance(ended.error, torch.cuda.OutOfMemoryError) and len(busy) > 1:
-                back.append(ended.run)
-                for other in busy:
-                    if other.run is not None and not other.advanced:
-                        back.append(other.run)
-                        other.run = None
-                room = max(1, sum(other.run is not None for other in busy))  # what fitted before
-                torch.cuda.empty_cache()
+            if ended.error is not None and out_of_memory(ended.error) and memory.free(ended, all_lanes, on_begin):
                 break
             yield ended
         if not moved:
             time.sleep(IDLE)
+
+
+class _Memory:
+    """What is done where runs do not fit into a GPU side by side."""
+
+    def __init__(self) -> None:
+        self.back: deque[Run] = deque()  # begun, and put back
+        self.room = float("inf")  # lanes that fitted
+        self._length = 0  # of the sequences that did not
+        self._alone: set[str] = set()  # runs that have had the GPU to themselves
+
+    def look_at(self, run: Run) -> None:
+        """A run is to begin: shorter sequences may fit again."""
+        if (run.arch.max_length or 0) < self._length:
+            self.room = float("inf")
+
+    def free(self, ended: Ended, lanes: list[Lane], on_begin: Callable[[Run, bool], None]) -> bool:
+        """Put the run back that found no memory, and give up what nobody needs; False: it had all there was."""
+        under_way = [lane for lane in lanes if lane.run is not None]
+        if not under_way and ended.run.id in self._alone:
+            return False
+        waiting = [ended.run]
+        for lane in under_way:
+            if not lane.advanced and lane.run is not None:
+                waiting.append(lane.run)
+                lane.leave()
+        for run in waiting:
+            self.back.append(run)
+            on_begin(run, False)
+        others = [lane for lane in lanes if lane.run is not None]
+        self.room, self._length = max(1, len(others)), ended.run.arch.max_length or 0
+        if not others:
+            self._alone.add(ended.run.id)
+        for lane in lanes:
+            if lane.run is None:
+                lane.kept.trainer = None
+        if ended.error is not None:
+            ended.error.__traceback__ = None  # its frames hold the run's tensors
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return True
 
 
 def _lane(lanes: list[Lane], run: Run) -> Lane:
@@ -150,30 +238,3 @@ def _lane(lanes: list[Lane], run: Run) -> Lane:
         free = [Lane(host.Place() if run.device == "cuda" else None)]
         lanes += free
     return max(free, key=lambda lane: lane.kept.likely(run))
-
-
-def _begin(lane: Lane, run: Run, tell: Progress, checkpoints: Checkpoints | None) -> None:
-    lane.run, lane.began, lane.waiting, lane.advanced = run, time.perf_counter(), None, False
-    lane.scope = host.Scope(run.seed, run.device, run.train.deterministic, lane.place)
-    lane.steps = under_way(run, lambda progress: tell(run, progress), checkpoints, lane.kept)
-
-
-def _advance(lane: Lane, timeout: float | None) -> Ended | None:
-    """Queue the lane's next piece of work; what became of its run, if that was the last."""
-    run, record, error, late = lane.run, None, None, False
-    assert run is not None
-    try:
-        late = timeout is not None and time.perf_counter() - lane.began > timeout
-        if late:
-            raise TimeoutError(f"the run took longer than {timeout:g} seconds")
-        with lane.scope:
-            lane.waiting = next(lane.steps)
-        lane.advanced = True
-        return None
-    except StopIteration as stop:
-        record = stop.value
-    except Exception as caught:  # this run's alone; the other lanes go on
-        error = caught
-        lane.steps.close()
-    lane.run = lane.steps = lane.scope = lane.waiting = None
-    return Ended(run, record, error, time.perf_counter() - lane.began, late)

@@ -48,7 +48,8 @@ def train(
     """
     run = prepare(run)
     steps = under_way(run, on_progress, checkpoints)
-    with host.Scope(run.seed, run.device, run.train.deterministic):
+    place = host.own_place() if run.device == "cuda" else None
+    with host.Scope(run.seed, run.device, run.train.deterministic, place):
         while True:
             try:
                 waiting = next(steps)
@@ -101,6 +102,8 @@ def _steps(run: Run, tell: Progress, checkpoint: Checkpoint, kept: Kept) -> Gene
         trainer = None  # its memory is free for the new one
         trainer = Trainer(run, task, train_parts, test_parts)
     assert trainer is not None
+    test_sizes = [len(part) for part in test_parts]
+    del train_parts, test_parts  # the trainer has them
     update, setup = trainer.update, trainer.do.seconds
     model_cost = cost(run, task)
     steps = budget.steps(settings, task, model_cost) or settings.epochs * batches.per_epoch
@@ -122,6 +125,7 @@ def _steps(run: Run, tell: Progress, checkpoint: Checkpoint, kept: Kept) -> Gene
             step, curve, seen, before = (saved[key] for key in ("step", "curve", "seen", "seconds"))
             trainer.load(saved)
             batches.load(saved["batches"])
+        del saved
     if new and run.mode == "compiled":
         tell({"step": step, "steps": steps, "phase": "compiling"})
     while step < steps:
@@ -137,7 +141,7 @@ def _steps(run: Run, tell: Progress, checkpoint: Checkpoint, kept: Kept) -> Gene
         step += ahead
         if step % every and step < steps:
             continue
-        loss, measured = yield from read("test", [len(part) for part in test_parts])
+        loss, measured = yield from read("test", test_sizes)
         update.loss.zero_()
         train_loss, seen = loss / (step - seen), step
         curve.append({"step": step, "train_loss": train_loss, **measured})
@@ -155,7 +159,8 @@ def _steps(run: Run, tell: Progress, checkpoint: Checkpoint, kept: Kept) -> Gene
         _, valid = yield from read("valid", [len(part) for part in valid_parts])
         names = ("accuracy", "macro_accuracy", "loss", *task.of_loss(0.0))
         metrics |= {f"valid_{name}": valid[name] for name in names}
-    kept.trainer = trainer
+    if run.mode != "eager":
+        kept.trainer = trainer
     return Record(
         run_id=run.id,
         status=status,

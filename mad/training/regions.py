@@ -1,7 +1,8 @@
 """Layers compiled one by one, so that a new vocabulary or another head compiles no layer anew.
 
 The regions are the residual branches, x + layer(norm(x)): one function, of which torch.compile keeps a version for each
-kind of layer and shape; the last norm; and an auto-encoder's decoder. What cannot be compiled runs as it is.
+kind of layer and shape; the last norm; and an auto-encoder's decoder. Where a forward cannot be compiled, that kind of
+module runs as it is.
 """
 
 import functools

@@ -61,6 +61,7 @@ class Trainer:
             for mine, new in zip(there.parts, parts, strict=True):
                 mine.become(new)
         else:
+            self.do.forget(there)
             self.evaluations[split] = self._evaluation(parts)
 
     def _evaluation(self, parts: Parts) -> Evaluation:
@@ -70,7 +71,7 @@ class Trainer:
         return {"model": self.model.state_dict(), "update": self.update.state()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Back to what `state` gave, before the first step."""
+        """Back to what `state` gave, before the run's first step."""
         self.model.load_state_dict(state["model"])
         self.update.load(state["update"])
 
@@ -132,10 +133,16 @@ class Update:
         return {"optimiser": self.optimiser.state_dict(), "loss": self.loss}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Back to what `state` gave."""
-        self.optimiser.load_state_dict(state["optimiser"])
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.lr
+        """Back to what `state` gave; in place, where steps may have been recorded."""
+        if self.optimiser.state:
+            saved = state["optimiser"]["state"]
+            for index, parameter in enumerate(self.parameters):
+                for key, tensor in self.optimiser.state[parameter].items():
+                    tensor.copy_(saved[index][key])
+        else:
+            self.optimiser.load_state_dict(state["optimiser"])
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.lr
         self.loss.copy_(state["loss"])
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mad import training
+from mad.config import by_shape
 from mad.training import data
 from mad.training import lanes as interleaving
 from mad.training.lanes import interleave
@@ -61,8 +62,10 @@ def test_a_run_that_diverges_makes_room_and_one_that_fails_costs_itself_alone(mo
     errors = {end.run.id: end.error for end in ended}
     assert [type(errors[run.id]) for run in (good, bad, diverging, last)] == [type(None), OSError] + 2 * [type(None)]
     assert {end.record.status for end in ended if end.record} == {"ok", "diverged"}
+    through = []
     with pytest.raises(OSError, match="no such corpus"):
-        list(training.train_lanes([good, bad], 2))
+        through.extend(training.train_lanes([bad, good, last], 2))
+    assert len(through) == 0 or {record.run_id for record in through} == {good.id, last.id}
 
 
 def test_a_source_may_have_nothing_for_now():
@@ -104,9 +107,57 @@ def test_where_memory_is_short_runs_wait_for_one_another(monkeypatch):
     assert most.count(3) == 1  # tried once, and never again
 
 
+def test_a_run_too_large_beside_idle_trainers_has_the_memory_to_itself_once(monkeypatch):
+    """It is begun again alone, when nothing else is held, and fails if that is not enough."""
+    begun = []
+
+    def none_fits(run, *rest):
+        begun.append(run.seed)
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        yield
+
+    monkeypatch.setattr(interleaving, "under_way", none_fits)
+    (run,) = map(training.prepare, runs(1))
+    told = []
+    (ended,) = interleave(iter([run]), lambda: 4, on_begin=lambda run, begun: told.append(begun))
+    assert isinstance(ended.error, torch.cuda.OutOfMemoryError) and begun == [0, 0]
+    assert told == [True, False, True]
+
+
+def test_shorter_sequences_may_fit_side_by_side_again(monkeypatch):
+    under_way, most = set(), []
+    real = interleaving.under_way
+
+    def long_ones_alone(run, *rest):
+        under_way.add(run.seed)
+        most.append(len(under_way))
+        try:
+            if run.arch.max_length > 16 and len(under_way) > 1:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            return (yield from real(run, *rest))
+        finally:
+            under_way.discard(run.seed)
+
+    monkeypatch.setattr(interleaving, "under_way", long_ones_alone)
+    long = [run | {"seed": 10 + run["seed"], "task": TINY["task"] | {"seq_len": 24}} for run in runs(2)]
+    records = list(training.train_lanes([*runs(4), *long], 3))
+    assert [record.config["task"]["seq_len"] for record in records[:2]] == [24, 24] and len(records) == 6
+    assert max(most) == 3
+
+
+def test_the_longest_come_first_and_equal_shapes_together():
+    given = [training.prepare(run | {"optim": {"lr": lr}}) for lr in (1e-3, 2e-3) for run in runs(1)]
+    more = [training.prepare(run | {"train": {**TINY["train"], "batch_size": 4}}) for run in runs(2)]
+    long = training.prepare(TINY | {"task": TINY["task"] | {"seq_len": 24}})
+    mixed = [given[0], more[0], given[1], more[1], long]
+    ordered = sorted(mixed, key=by_shape)
+    assert ordered[0] is long and [run.train.batch_size for run in ordered[1:]] in ([8, 8, 4, 4], [4, 4, 8, 8])
+
+
 def test_no_lane_at_all():
-    with pytest.raises(ValueError, match="lanes must be a whole number of at least 1, got 0"):
-        list(training.train_lanes(runs(1), 0))
+    for lanes in (0, 2.5):
+        with pytest.raises(ValueError, match=f"lanes must be a whole number of at least 1, got {lanes}"):
+            training.train_lanes(runs(1), lanes)
 
 
 def test_a_trainer_taken_over_does_what_a_new_one_does():
@@ -131,6 +182,12 @@ def test_a_trainer_taken_over_does_what_a_new_one_does():
 
     old = new(first)
     losses(old, first)
+    before = [tensor.data_ptr() for state in old.update.optimiser.state.values() for tensor in state.values()]
+    other = new(first)
+    losses(other, second)  # another dropout, hence other weights and moments
+    old.load(other.state())  # in place: what is recorded would go on with the old moments otherwise
+    after = [tensor.data_ptr() for state in old.update.optimiser.state.values() for tensor in state.values()]
+    assert before == after and losses(old, second)[0] == losses(other, second)[0]
     torch.manual_seed(second.seed)
     assert old.take_over(second, task, *examples(second))
     (loss, counts), (want_loss, want_counts) = losses(old, second), losses(new(second), second)

@@ -223,10 +223,11 @@ def test_a_plugin_brings_a_layer_and_its_text_decides_the_run_id(tmp_path):
     assert training.prepare(run).id != first
 
 
-@pytest.mark.parametrize("length", [15, 16, 17])
-def test_filling_up_changes_no_score(length, monkeypatch):
-    task = {"name": "in_context_recall", "vocab_size": 16, "seq_len": length + 1 if length % 2 else length}
-    run = training.prepare(tiny() | {"task": task})
+@pytest.mark.parametrize("stack", ["base_conv-attention", "rtf-mlp", "monarch_mixer-moe", "hyena-swiglu"])
+@pytest.mark.parametrize("length", [10, 16, 20])  # of which all but the last token are read: 9, 15, 19
+def test_filling_up_changes_no_score(length, stack, monkeypatch):
+    task = {"name": "in_context_recall", "vocab_size": 16, "seq_len": length}
+    run = training.prepare(tiny(arch={"stack": stack, "positions": True}) | {"task": task})
     assert run.arch.max_length % MULTIPLE == 0
     filled = training.train(run)
     seen = []
