@@ -220,6 +220,14 @@ def test_a_lane_that_hangs_ends_its_process(tmp_path, monkeypatch):
     assert "longer than engine.timeout=4" in found[1].error and "fate.py" in found[1].error
 
 
+def test_a_process_on_a_gpu_says_how_many_lanes_it_has_room_for(monkeypatch):
+    import torch
+
+    for free, lanes in ((80e9, 8), (23e9, 2), (1e9, 1)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 80e9))
+        assert training.how_many() == lanes
+
+
 def test_lanes_are_for_training():
     with pytest.raises(ValueError, match="engine.lanes is for training"):
         engine.build("local", healthy, lanes=2)

@@ -27,7 +27,6 @@ from mad.engine.process import LaneWorker, Worker
 from mad.records import Record
 
 PRELOAD = ["mad.training"]  # imported once, in the server that workers are forked from
-LANES = 4  # runs at once on a GPU; on an H100 2 to 8 differ by a few percent: python -m mad.bench lanes
 
 
 @registry.register("local")
@@ -37,7 +36,7 @@ class Local(Engine):
     Args:
         work, retries, retry_on: see Engine.
         workers: processes; None: one per core, or on CUDA one per device (more share the devices in turn).
-        lanes: runs at once in a process, for `training.train`; None: 1, or on CUDA 4, fewer where memory is short.
+        lanes: runs at once in a process, for training; None: 1, or on CUDA up to 8, one for each 8 GB of free memory.
         timeout: seconds a run may take, what other lanes do meanwhile included; None: any.
         memory: GB a worker on a CPU may allocate (Linux); None: what there is.
     """
@@ -67,19 +66,18 @@ class Local(Engine):
     ) -> Generator[Record, None, None]:
         tell = on_event or (lambda event: None)
         devices = cuda_devices() if any(run.device == "cuda" for run in runs) else []
-        lanes = 1 if self.work is not None else self.lanes or (LANES if devices else 1)
-        pending = Pending(sorted(runs, key=by_shape) if lanes > 1 else runs, claim, self.retries)
+        several = self.work is None and (bool(devices) or (self.lanes or 1) > 1)
+        pending = Pending(sorted(runs, key=by_shape) if several else runs, claim, self.retries)
         number = min(self.workers or len(devices) or cores(), len(runs))
         context = _context()
         woken, wake = context.Pipe(duplex=False)  # a finished future writes here, so that one `wait` sees everything
         lifeline, held = context.Pipe(duplex=False)  # workers read the end of this process from it
-        # a process that trains keeps what it has compiled and captured, also where it has one lane
-        kind = LaneWorker if lanes > 1 or (devices and self.work is None) else Worker
+        kind = LaneWorker if several else Worker  # on CUDA with one lane, too: what is compiled and captured is kept
         workers: list[Worker] = []
         try:
             for index in range(number):
                 device = devices[index % len(devices)] if devices else None
-                workers.append(kind(index, context, self, device, wake, lifeline, lanes))
+                workers.append(kind(index, context, self, device, wake, lifeline, self.lanes))
             while pending or any(worker.runs for worker in workers):
                 for run, worker in _share_out(pending, workers):
                     worker.start(run)

@@ -30,12 +30,14 @@ Progress = dict[str, Any]
 class Worker:
     """One run at a time, in a process of its own."""
 
+    lanes = 1  # runs at once
+
     def __init__(
         self, index: int, context: Any, engine: Any, device: str | None, wake: Connection, lifeline: Connection,
-        lanes: int = 1,
+        lanes: int | None = None,
     ):  # fmt: skip
         self.index, self.context, self.engine, self.device = index, context, engine, device
-        self.wake, self.lifeline, self.lanes = wake, lifeline, lanes
+        self.wake, self.lifeline, self.wanted = wake, lifeline, lanes
         self.runs: dict[str, Run] = {}  # that it has
         self.future: Any = None
         self._open()
@@ -54,7 +56,9 @@ class Worker:
         """The progress that has been told since the last look."""
         while self.messages.poll():
             message = self.messages.recv()
-            if inside.BEGUN in message:
+            if inside.LANES in message:
+                self.lanes = message[inside.LANES]
+            elif inside.BEGUN in message:
                 if message[inside.BEGUN] is None:
                     self.begun.pop(message[inside.RUN], None)
                 else:
@@ -166,7 +170,7 @@ class LaneWorker(Worker):
     def start(self, run: Run) -> None:
         if self.future is None:
             self._fresh()
-            self._schedule(inside.serve, self.lanes, self.engine.timeout)
+            self._schedule(inside.serve, self.wanted, self.engine.timeout)
         self.runs[run.id] = run
         with contextlib.suppress(OSError):  # it has just died, and `ended` will say so
             self._give.send(run)
@@ -222,7 +226,7 @@ class LaneWorker(Worker):
         self._inbox.close()
 
     def _open(self) -> None:
-        self.closing = False
+        self.closing, self.lanes = False, self.wanted or 1  # until it has said how many
         self._outcomes: list[tuple[Run, Outcome]] = []
         self._inbox, self._give = self.context.Pipe(duplex=False)
         super()._open()

@@ -23,7 +23,8 @@ CAN_LIMIT_MEMORY = sys.platform == "linux"
 OUT_OF_MEMORY_KILLS = ("/sys/fs/cgroup/memory.events", "/proc/vmstat")  # where the kernel counts them
 
 BEGUN = "begun"  # key of the message with which a run begins: the process's number, or None: it must wait after all
-RUN = "run"  # of every message: the run's id
+RUN = "run"  # of every message about a run: its id
+LANES = "lanes"  # of the message that says how many runs a process takes at once
 TURN = ".turn"  # ending of the file that holds the id of the run which a process with several is at
 OUTCOME = ".outcome"  # of the message with which one of several runs ends; and of the file that says how
 
@@ -75,19 +76,21 @@ def execute(run: Run, timeout: float | None) -> Outcome:
         faulthandler.cancel_dump_traceback_later()
 
 
-def serve(lanes: int, timeout: float | None) -> None:
-    """Train the runs that come, several at once, until there is nobody left to send any."""
+def serve(lanes: int | None, timeout: float | None) -> None:
+    """Train the runs that come, `lanes` or as many as there is memory for at once, until nobody sends any more."""
     assert _told is not None and _trace is not None
     from mad import training
 
     told, traces = _told, Path(_trace.name).parent
+    number = lanes or training.how_many()
+    told.send({LANES: number})
     turn = traces / f"{os.getpid()}{TURN}"
     turn.write_bytes(b" " * 16)
     checkpoints = None if _checkpoints is None else training.Checkpoints(_checkpoints)
     with turn.open("r+b") as file, mmap.mmap(file.fileno(), 16) as whose:
         for ended in training.interleave(
             _handed_out(),
-            lambda: lanes,
+            lambda: number,
             lambda run, progress: told.send({RUN: run.id, **progress}),
             lambda run: checkpoints,
             timeout,

@@ -6,8 +6,8 @@ for record in training.train_lanes(runs, lanes=4): ...     # several at once on 
 """
 
 from mad.training.checkpoint import Checkpoints
-from mad.training.lanes import Ended, interleave, train_lanes
+from mad.training.lanes import Ended, how_many, interleave, train_lanes
 from mad.training.loop import train
 from mad.training.prepare import prepare
 
-__all__ = ["Checkpoints", "Ended", "interleave", "prepare", "train", "train_lanes"]
+__all__ = ["Checkpoints", "Ended", "how_many", "interleave", "prepare", "train", "train_lanes"]
