@@ -22,13 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from mad import config, engine, ladder, leaderboard, plugins, tasks, trackers, training
+from mad import ROOT, config, engine, ladder, leaderboard, plugins, tasks, trackers, training
 from mad.records import Store
 from mad.records import table as records_table
 from mad.registry import unknown
-
-_PACKAGE = Path(__file__).resolve().parent
-ROOT = _PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent  # a wheel holds conf/ and sweeps/, a checkout too
 
 RUN_KEYS = tuple(config.Run.__dataclass_fields__)
 SHOWN_ERRORS = 10

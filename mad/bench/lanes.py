@@ -22,10 +22,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from mad import models, training
+from mad import ROOT, models, training
 from mad.config import Run
 from mad.registry import unknown
-from mad.sweep import ROOT
 from mad.training.prepare import build_model, build_task
 
 MODES = ("eager", "captured", "compiled")

@@ -184,3 +184,21 @@ def test_a_captured_graph_equals_eager(spec):
             graph.replay()
             torch.cuda.synchronize()
             torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo of itself
+def test_compiles_without_a_graph_break(spec):
+    """As training on a GPU compiles it: forward and gradients, by dynamo and autograd's tracer."""
+    layer, x = build(spec, torch.float32), sequence().float()
+
+    def outcome(function):
+        y = function(x)
+        return [y, *torch.autograd.grad(y.square().sum(), [p for p in layer.parameters() if p.requires_grad])]
+
+    want = outcome(layer)
+    try:
+        got = outcome(torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=False))
+    finally:
+        torch._dynamo.reset()
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
