@@ -223,9 +223,32 @@ def test_a_lane_that_hangs_ends_its_process(tmp_path, monkeypatch):
 def test_a_process_on_a_gpu_says_how_many_lanes_it_has_room_for(monkeypatch):
     import torch
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for free, lanes in ((80e9, 8), (23e9, 2), (1e9, 1)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 80e9))
         assert training.how_many() == lanes
+
+
+def test_a_process_is_given_one_run_until_it_has_said_how_many_it_takes():
+    context = local._context()
+    (woken, wake), (lifeline, held) = context.Pipe(duplex=False), context.Pipe(duplex=False)
+    worker = process.LaneWorker(0, context, engine.build("local"), None, wake, lifeline, None)
+    try:
+        assert worker.room == 1
+        run = training.prepare(TINY)
+        worker.start(run)
+        worker.lanes, said = 7, []
+        deadline = time.monotonic() + 60
+        while not said and time.monotonic() < deadline:
+            list(worker.told())
+            said = worker.ended()
+            time.sleep(0.01)
+        assert [(run, outcome.record.status) for run, outcome in said] == [(run, "ok")]
+        assert worker.lanes == worker.room == 1  # no GPU here
+    finally:
+        worker.close()
+        for end in (woken, wake, lifeline, held):
+            end.close()
 
 
 def test_lanes_are_for_training():

@@ -32,7 +32,9 @@ Progress = Callable[[Run, dict[str, Any]], None]
 
 
 def how_many() -> int:
-    """Lanes that this process's GPU has free memory for."""
+    """Lanes that this process's GPU has free memory for; without one, 1."""
+    if not torch.cuda.is_available():
+        return 1
     free, _ = torch.cuda.mem_get_info()
     return max(1, min(MOST, int(free // EACH)))
 
