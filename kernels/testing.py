@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from mad.determinism import algorithms
+
 # relative error ||got - want|| / ||want|| allowed of outputs and of gradients
 TOLERANCE = {
     torch.float32: (1e-5, 1e-4),
@@ -97,9 +99,5 @@ def is_data(t: Any) -> bool:
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
     """torch.empty gives NaN inside: what a kernel leaves unwritten shows."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)  # which fills uninitialised memory
-    try:
+    with algorithms(True, warn_only=True):  # which fills uninitialised memory
         yield
-    finally:
-        torch.use_deterministic_algorithms(before)

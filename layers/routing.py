@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from layers.base import positive
+from mad.determinism import algorithms
 
 
 class Router(nn.Module):
@@ -69,12 +70,8 @@ def ranks(one_hot: torch.Tensor) -> torch.Tensor:
 def inverse(slot: torch.Tensor, size: int) -> torch.Tensor:
     """source (size,) with source[slot[i]] = i, and len(slot) where no slot[i] is."""
     source = slot.new_full((size,), len(slot))
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(False)  # each place is written once: there is no order to depend on
-    try:
+    with algorithms(False):  # each place is written once: there is no order to depend on
         return source.scatter_(0, slot, torch.arange(len(slot), device=slot.device))
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 @inverse.register_fake

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from mad.determinism import algorithms
 from mad.training.data import IGNORE, Examples
 from mad.training.graphs import Immediate
-from mad.training.host import any_order
 
 
 def loss_of(logits: torch.Tensor, targets: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
@@ -18,13 +18,6 @@ def loss_of(logits: torch.Tensor, targets: torch.Tensor, reduction: str = "mean"
     """
     each = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="none")
     return each.sum() if reduction == "sum" else each.sum() / (targets != IGNORE).sum()
-
-
-def evaluate(model: Any, parts: list[Examples], batch_size: int, vocab_size: int) -> dict[str, float]:
-    """The `scores` of a model on examples, waited for."""
-    evaluation = Evaluation(model, parts, batch_size, vocab_size)
-    evaluation.queue()
-    return scores(evaluation.counts.cpu(), [len(part) for part in parts])
 
 
 class Evaluation:
@@ -64,7 +57,7 @@ class Evaluation:
         guess, target = logits.argmax(-1).flatten(), target.flatten()
         scored = (target != IGNORE).double()
         target = target.clamp(min=0)
-        with any_order():
+        with algorithms(False):
             counts[0].index_add_(0, target, scored * (guess == target))
             counts[1].index_add_(0, target, scored)
             counts[2].index_add_(0, guess, scored)

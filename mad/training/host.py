@@ -5,16 +5,14 @@ import functools
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import mad
+from mad.determinism import algorithms
 from mad.memory import keep_freed_memory
-
-deterministic: Any = torch.utils.deterministic
 
 
 class Place:
@@ -49,21 +47,20 @@ class Scope:
         self._rng: torch.Tensor | None = None  # of the CPU, once the run has drawn from it
 
     def __enter__(self) -> "Scope":
-        self._threads = torch.get_num_threads()
-        self._outer = _algorithms(), deterministic.fill_uninitialized_memory
-        self._outer_rng = torch.get_rng_state()
+        outer = self._outer = contextlib.ExitStack()  # how things were
+        outer.callback(torch.set_rng_state, torch.get_rng_state())
         if self.place is None:
+            outer.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(1)
             keep_freed_memory()
         else:
-            self._outer_cuda_rng = self.place.default.graphsafe_get_state()
-            self.place.default.graphsafe_set_state(self.place.generator)
-            self._on_stream = torch.cuda.stream(self.place.stream)
-            self._on_stream.__enter__()
+            generator = self.place.default
+            outer.callback(generator.graphsafe_set_state, generator.graphsafe_get_state())
+            generator.graphsafe_set_state(self.place.generator)
+            outer.enter_context(torch.cuda.stream(self.place.stream))
         if self.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
-            deterministic.fill_uninitialized_memory = False  # nothing here reads what it did not write
+            outer.enter_context(algorithms(True, fill=False))  # nothing here reads what it did not write
         if self._rng is None:
             torch.manual_seed(self.seed)
         else:
@@ -72,33 +69,7 @@ class Scope:
 
     def __exit__(self, *error: Any) -> None:
         self._rng = torch.get_rng_state()
-        torch.set_rng_state(self._outer_rng)
-        _use_algorithms(self._outer[0])
-        deterministic.fill_uninitialized_memory = self._outer[1]
-        if self.place is None:
-            torch.set_num_threads(self._threads)
-        else:
-            self._on_stream.__exit__(*error)
-            self.place.default.graphsafe_set_state(self._outer_cuda_rng)
-
-
-@contextlib.contextmanager
-def any_order() -> Iterator[None]:
-    """Around sums of whole numbers, which are the same in any order: the operations that refuse one may be used."""
-    before = _algorithms()
-    torch.use_deterministic_algorithms(False)
-    try:
-        yield
-    finally:
-        _use_algorithms(before)
-
-
-def _algorithms() -> tuple[bool, bool]:
-    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-
-
-def _use_algorithms(setting: tuple[bool, bool]) -> None:
-    torch.use_deterministic_algorithms(setting[0], warn_only=setting[1])
+        self._outer.close()
 
 
 def device_name(device: str) -> str:

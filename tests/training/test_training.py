@@ -9,7 +9,7 @@ from mad import tasks, training
 from mad.config import Optim
 from mad.training import data
 from mad.training.data import IGNORE, MULTIPLE, Batches, Examples, compact, fill_up, load
-from mad.training.evaluate import evaluate, loss_of
+from mad.training.evaluate import Evaluation, loss_of, scores
 from mad.training.loop import CURVE_POINTS
 from mad.training.prepare import build_task
 from mad.training.schedule import learning_rate
@@ -152,7 +152,9 @@ def test_accuracies_against_their_definitions():
             chosen = logits[tokens[:, 0] // 7]
             return chosen if positions is None else chosen.gather(1, positions.unsqueeze(-1).expand(-1, -1, 8))
 
-    got = evaluate(Table(), [examples], batch_size=16, vocab_size=8)
+    evaluation = Evaluation(Table(), [examples], batch_size=16, vocab_size=8)
+    evaluation.queue()
+    got = scores(evaluation.counts, [len(examples)])
     guess, scored = logits.argmax(-1), targets != -100
     assert got["accuracy"] == pytest.approx((guess == targets)[scored].float().mean().item())
     recalls = []
