@@ -110,13 +110,25 @@ class Run:
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def recorded(run: Run) -> dict[str, Any]:
+    """What a recording of a run's step holds fixed, besides the sizes of its data."""
+    given, optim, train = run.to_dict(), run.optim, run.train
+    return {key: given[key] for key in ("arch", "device", "mode")} | {
+        "precision": train.precision,
+        "batch_size": train.batch_size,
+        "deterministic": train.deterministic,
+        "clip": optim.clip,
+        "weight_decay": optim.weight_decay,
+    }
+
+
 def by_shape(run: Run) -> tuple[int, str, int, float]:
     """A sort key for runs side by side on a GPU: the longest first, so that none is left at the end to run alone; equal
     shapes next to each other, and of these the one with the most data, whose place the others' fits into."""
-    given = run.to_dict()
-    fixed = [given[key] for key in ("arch", "task", "mode")] + [run.train.precision, run.train.batch_size]
-    kind = json.dumps([*fixed, run.train.deterministic, run.optim.clip])
-    return -(run.arch.max_length or 0), kind, -(run.train.num_train or 0), run.optim.weight_decay
+    fixed = recorded(run)
+    decay = fixed.pop("weight_decay")
+    kind = json.dumps([fixed.pop("arch"), run.task, fixed])
+    return -(run.arch.max_length or 0), kind, -(run.train.num_train or 0), decay
 
 
 YOUNGER = ("tokens", "budget_flops")  # keys of train that the first run ids do not know

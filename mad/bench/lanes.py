@@ -12,20 +12,20 @@ import argparse
 import itertools
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas
 import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
 
-from mad import ROOT, models, training
+from mad import ROOT, training
 from mad.config import Run
 from mad.registry import unknown
-from mad.training.prepare import build_model, build_task
+from mad.training.prepare import build_task, cost
 
 MODES = ("eager", "captured", "compiled")
 LENGTHS = (32, 128, 1024)
@@ -92,6 +92,7 @@ def measure(arch: dict[str, Any], length: int, mode: str, lanes: int, seconds: f
             "mode": mode,
         }
     )
+    runs = [replace(run, seed=seed) for seed in range(lanes)]
     times: dict[int, list[tuple[float, int]]] = {seed: [] for seed in range(lanes)}
 
     def on_progress(run: Run, progress: dict[str, Any]) -> None:
@@ -111,7 +112,7 @@ def measure(arch: dict[str, Any], length: int, mode: str, lanes: int, seconds: f
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
     try:
-        for ended in training.interleave(_seeds(run, lanes), lambda: lanes, on_progress, on_turn=on_turn):
+        for ended in training.interleave(iter(runs), lanes, on_progress, on_turn=on_turn):
             raise ended.error or RuntimeError("a run came to its end")
     except Enough:
         pass
@@ -119,24 +120,15 @@ def measure(arch: dict[str, Any], length: int, mode: str, lanes: int, seconds: f
     ready = max(seen[1][0] for seen in times.values()) - began
     steps = sum(rates)
     task = build_task(run)
-    with torch.random.fork_rng(devices=[]):
-        cost = models.cost(build_model(run, task), task.input_length)
-    batch, layers = run.train.batch_size, len(run.arch.stack)
-    moved = 32 * cost.params + 5 * 4 * layers * batch * task.input_length * run.arch.dim
+    model, batch, layers = cost(run, task), run.train.batch_size, len(run.arch.stack)
+    moved = 32 * model.params + 5 * 4 * layers * batch * task.input_length * run.arch.dim
     memory = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
     tokens = steps * batch * task.input_length
-    return Rate(1000 / steps, tokens, 3 * steps * batch * cost.flops, steps * moved, ready, memory)
+    return Rate(1000 / steps, tokens, 3 * steps * batch * model.flops, steps * moved, ready, memory)
 
 
 class Enough(Exception):
     """The time is over."""
-
-
-def _seeds(run: Run, lanes: int) -> Iterator[Run]:
-    for seed in range(lanes):
-        one = Run.of(run)
-        one.seed = seed
-        yield one
 
 
 def peaks(device: str) -> tuple[float, float]:
@@ -186,6 +178,5 @@ def summary(rows: list[dict[str, Any]]) -> Table:
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    lines = [",".join(rows[0])] + [",".join(str(value) for value in row.values()) for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
+    pandas.DataFrame(rows).to_csv(path, index=False)

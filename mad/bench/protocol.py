@@ -17,9 +17,9 @@ from rich.table import Table
 
 from mad import tasks, training
 from mad.bench.lanes import chosen, measure
+from mad.training.prepare import build_task
 
 GRID = 6  # optimiser points of a setting
-EPOCHS = 200
 
 
 def main(argv: list[str]) -> None:
@@ -61,7 +61,7 @@ def work() -> tuple[Counter[int], float]:
         options: dict[str, Any] = dict(options)
         num_train = options.pop("num_train")
         run = training.prepare({"task": {"name": name, **options}, "arch": {"stack": "mlp", "dim": 1}, "device": "cpu"})
-        number = GRID * EPOCHS * -(-num_train // run.train.batch_size)
+        number = GRID * run.train.epochs * -(-num_train // run.train.batch_size)
         steps[options["seq_len"]] += number
-        tokens += number * run.train.batch_size * tasks.build(name, **options).input_length
+        tokens += number * run.train.batch_size * build_task(run).input_length
     return steps, tokens

@@ -144,7 +144,7 @@ class Worker:
         return ()
 
     def _lost(self, run: Run, error: BaseException | None) -> Outcome:
-        if self.stopped == "late" and run.id in (self.late or {run.id}):
+        if self.stopped == "late" and run.id in self.late:
             failure, reason = "timeout", inside.too_late(self.engine.timeout)
         elif self.stopped == "late":
             failure, reason = "killed", "WorkerKilled: another run in the same process took too long and did not yield"

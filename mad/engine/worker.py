@@ -90,9 +90,9 @@ def serve(lanes: int | None, timeout: float | None) -> None:
     with turn.open("r+b") as file, mmap.mmap(file.fileno(), 16) as whose:
         for ended in training.interleave(
             _handed_out(),
-            lambda: number,
+            number,
             lambda run, progress: told.send({RUN: run.id, **progress}),
-            lambda run: checkpoints,
+            checkpoints,
             timeout,
             on_turn=lambda run: whose.__setitem__(slice(16), run.id.encode()),
             on_begin=lambda run, begun: told.send({RUN: run.id, BEGUN: os.getpid() if begun else None}),

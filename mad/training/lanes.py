@@ -72,7 +72,7 @@ def train_lanes(
     if not isinstance(lanes, int) or lanes < 1:
         raise ValueError(f"lanes must be a whole number of at least 1, got {lanes!r}")
     prepared = sorted(map(prepare, runs), key=by_shape)
-    return _records(interleave(iter(prepared), lambda: lanes, on_progress, lambda run: checkpoints))
+    return _records(interleave(iter(prepared), lanes, on_progress, checkpoints))
 
 
 def _records(ended: Iterator[Ended]) -> Iterator[Record]:
@@ -137,9 +137,9 @@ class Lane:
 
 def interleave(
     source: Iterator[Run | None],
-    lanes: Callable[[], int],
+    lanes: int,
     on_progress: Progress | None = None,
-    checkpoints: Callable[[Run], Checkpoints | None] = lambda run: None,
+    checkpoints: Checkpoints | None = None,
     timeout: float | None = None,
     on_turn: Callable[[Run], None] = lambda run: None,
     on_begin: Callable[[Run, bool], None] = lambda run, begun: None,
@@ -148,7 +148,7 @@ def interleave(
 
     Args:
         source: None means: nothing for now.
-        lanes: how many runs may be under way, asked each time before one begins.
+        lanes: how many runs may be under way.
         timeout: seconds after which a run is given up, with a TimeoutError; all that the other lanes do counts.
         on_turn: called each time before a run goes on.
         on_begin: called as a run begins, with True, and with False where it must wait after all, for want of memory.
@@ -163,7 +163,7 @@ def interleave(
     while True:
         busy = [lane for lane in all_lanes if lane.run is not None]
         while memory.back or not exhausted:
-            if len(busy) >= min(lanes(), memory.room):
+            if len(busy) >= min(lanes, memory.room):
                 break
             try:
                 run = memory.back.popleft() if memory.back else next(source)
@@ -174,7 +174,7 @@ def interleave(
                 break
             memory.look_at(run)
             lane = _lane(all_lanes, run)
-            lane.begin(run, tell, checkpoints(run))
+            lane.begin(run, tell, checkpoints)
             on_begin(run, True)
             busy.append(lane)
         if not busy:

@@ -97,7 +97,7 @@ def _steps(run: Run, tell: Progress, checkpoint: Checkpoint, kept: Kept) -> Gene
     train_parts, test_parts = load("train", num_train), load("test", num_test)
     batches = data.Batches([len(part) for part in train_parts], settings.batch_size, run.seed)
     trainer, kept.trainer = kept.trainer, None  # a run that fails leaves none
-    new = run.mode == "eager" or trainer is None or not trainer.take_over(run, task, train_parts, test_parts)
+    new = trainer is None or not trainer.take_over(run, task, train_parts, test_parts)
     if new:
         trainer = None  # its memory is free for the new one
         trainer = Trainer(run, task, train_parts, test_parts)

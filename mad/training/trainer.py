@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mad import plugins
-from mad.config import Run
+from mad.config import Run, recorded
 from mad.training.data import Examples
 from mad.training.evaluate import Evaluation, loss_of
 from mad.training.graphs import Graphs, Immediate
@@ -31,7 +31,6 @@ class Trainer:
         self.device, self.batch_size, self.vocab_size = run.device, run.train.batch_size, task.vocab_size
         self.kind = kind(run, task, train, test)
         self.about = about(run)
-        self.capacities = [len(part) for part in train]
         self.do = Immediate() if run.mode == "eager" else Graphs()
         self.model = build_model(run, task).to(run.device)
         if run.mode == "compiled":
@@ -41,8 +40,9 @@ class Trainer:
 
     def take_over(self, run: Run, task: Any, train: Parts, test: Parts) -> bool:
         """Begin `run` in place of the last, if it is of the same kind: weights as drawn for it, its own data."""
-        fitting = all(len(part) <= most for part, most in zip(train, self.capacities, strict=False))
-        if self.kind != kind(run, task, train, test) or not fitting:
+        if self.kind != kind(run, task, train, test):
+            return False
+        if any(len(new) > len(mine) for mine, new in zip(self.update.parts, train, strict=True)):
             return False
         fresh = build_model(run, task)
         with torch.no_grad():
@@ -182,11 +182,7 @@ def shapes(examples: Examples) -> list[Any]:
 
 def about(run: Run) -> str:
     """As much of `kind` as can be told without the data."""
-    given = run.to_dict()
-    fixed: dict[str, Any] = {key: given[key] for key in ("arch", "device", "mode")}
-    fixed |= {key: given["optim"][key] for key in ("weight_decay", "clip")}
-    fixed |= {key: given["train"][key] for key in ("precision", "batch_size", "deterministic")}
-    return json.dumps(fixed)
+    return json.dumps(recorded(run))
 
 
 def _tensors(model: Any) -> list[torch.Tensor]:

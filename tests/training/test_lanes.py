@@ -58,7 +58,7 @@ def test_a_run_that_diverges_makes_room_and_one_that_fails_costs_itself_alone(mo
         return real(task, num, seed, *rest)
 
     monkeypatch.setattr(data, "load", load)
-    ended = list(interleave(iter([good, bad, diverging, last]), lambda: 2))
+    ended = list(interleave(iter([good, bad, diverging, last]), 2))
     errors = {end.run.id: end.error for end in ended}
     assert [type(errors[run.id]) for run in (good, bad, diverging, last)] == [type(None), OSError] + 2 * [type(None)]
     assert {end.record.status for end in ended if end.record} == {"ok", "diverged"}
@@ -71,7 +71,7 @@ def test_a_run_that_diverges_makes_room_and_one_that_fails_costs_itself_alone(mo
 def test_a_source_may_have_nothing_for_now():
     first, second = (training.prepare(run) for run in runs(2))
     given = iter([None, first, None, None, second])
-    assert [end.run.seed for end in interleave(given, lambda: 2)] == [0, 1]
+    assert [end.run.seed for end in interleave(given, 2)] == [0, 1]
 
 
 def test_a_run_that_takes_too_long_is_given_up(monkeypatch):
@@ -83,25 +83,31 @@ def test_a_run_that_takes_too_long_is_given_up(monkeypatch):
         return real(task, num, seed, *rest)
 
     monkeypatch.setattr(data, "load", load)
-    ended = {end.run.seed: end for end in interleave(iter([slow, quick]), lambda: 1, timeout=0.3)}
+    ended = {end.run.seed: end for end in interleave(iter([slow, quick]), 1, timeout=0.3)}
     assert isinstance(ended[0].error, TimeoutError) and ended[1].record is not None
 
 
-def test_where_memory_is_short_runs_wait_for_one_another(monkeypatch):
-    under_way, most = set(), []
+def short_of_memory(monkeypatch, fits):
+    """Runs begin where fits(run, number) with so many under way; returns a list of these numbers, as runs begin."""
+    under_way, numbers = set(), []
     real = interleaving.under_way
 
-    def two_at_most(run, *rest):
+    def where_it_fits(run, *rest):
         under_way.add(run.seed)
-        most.append(len(under_way))
+        numbers.append(len(under_way))
         try:
-            if len(under_way) > 2:
+            if not fits(run, len(under_way)):
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory")
             return (yield from real(run, *rest))
         finally:
             under_way.discard(run.seed)
 
-    monkeypatch.setattr(interleaving, "under_way", two_at_most)
+    monkeypatch.setattr(interleaving, "under_way", where_it_fits)
+    return numbers
+
+
+def test_where_memory_is_short_runs_wait_for_one_another(monkeypatch):
+    most = short_of_memory(monkeypatch, lambda run, number: number <= 2)
     records = list(training.train_lanes(runs(5), 4))
     assert len({record.run_id for record in records}) == 5
     assert most.count(3) == 1  # tried once, and never again
@@ -119,26 +125,13 @@ def test_a_run_too_large_beside_idle_trainers_has_the_memory_to_itself_once(monk
     monkeypatch.setattr(interleaving, "under_way", none_fits)
     (run,) = map(training.prepare, runs(1))
     told = []
-    (ended,) = interleave(iter([run]), lambda: 4, on_begin=lambda run, begun: told.append(begun))
+    (ended,) = interleave(iter([run]), 4, on_begin=lambda run, begun: told.append(begun))
     assert isinstance(ended.error, torch.cuda.OutOfMemoryError) and begun == [0, 0]
     assert told == [True, False, True]
 
 
 def test_shorter_sequences_may_fit_side_by_side_again(monkeypatch):
-    under_way, most = set(), []
-    real = interleaving.under_way
-
-    def long_ones_alone(run, *rest):
-        under_way.add(run.seed)
-        most.append(len(under_way))
-        try:
-            if run.arch.max_length > 16 and len(under_way) > 1:
-                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-            return (yield from real(run, *rest))
-        finally:
-            under_way.discard(run.seed)
-
-    monkeypatch.setattr(interleaving, "under_way", long_ones_alone)
+    most = short_of_memory(monkeypatch, lambda run, number: run.arch.max_length <= 16 or number == 1)
     long = [run | {"seed": 10 + run["seed"], "task": TINY["task"] | {"seq_len": 24}} for run in runs(2)]
     records = list(training.train_lanes([*runs(4), *long], 3))
     assert [record.config["task"]["seq_len"] for record in records[:2]] == [24, 24] and len(records) == 6
