@@ -1,10 +1,15 @@
-"""How our figures look: colours, markers, type, and logarithmic axes with labels that can be read.
+"""How our figures look, and are saved: colours, markers, type, logarithmic axes with labels that can be read.
 
 The colours are Okabe and Ito's, told apart by the colour-blind; the markers differ as well.
 """
 
+import io
+from pathlib import Path
+
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -17,6 +22,14 @@ STYLE = {
     "grid.linewidth": 0.5, "lines.linewidth": 1.4, "lines.markersize": 4,
     "legend.edgecolor": "none", "pdf.fonttype": 42, "savefig.dpi": 200, "figure.constrained_layout.use": True,
 }  # fmt: skip
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure to a file, in one piece, in the format of its suffix."""
+    image = io.BytesIO()
+    with matplotlib.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
+        figure.savefig(image, format=Path(path).suffix[1:].lower())
+    Path(path).write_bytes(image.getvalue())
 
 
 def log_axes(axes: Axes, x: str | None = None, y: str | None = None) -> None:

@@ -5,7 +5,6 @@ not comparable, so they are grey and have no part in it. What was published is h
 beside a row of ours, at its own where the file has one, and not drawn where no cost is known.
 """
 
-import io
 import itertools
 import textwrap
 from pathlib import Path
@@ -18,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from mad.figures import COLORS, PANEL, STYLE, log_axes
+from mad.figures import COLORS, PANEL, STYLE, log_axes, save
 from mad.leaderboard.anchors import Anchors
 
 PANELS = {"state_size": "state size (elements a sequence)", "flops": "forward FLOPs a sequence"}
@@ -32,11 +31,7 @@ Point = tuple[str, float, float]  # a text, x, y
 
 def write_figure(board: pd.DataFrame, path: str | Path, anchors: Anchors | None = None) -> None:
     """Write `draw` to a file, in one piece, in the format of its suffix."""
-    image = io.BytesIO()
-    figure = draw(board, anchors)
-    with matplotlib.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
-        figure.savefig(image, format=Path(path).suffix[1:].lower())
-    Path(path).write_bytes(image.getvalue())
+    save(draw(board, anchors), path)
 
 
 def draw(board: pd.DataFrame, anchors: Anchors | None = None) -> Figure:

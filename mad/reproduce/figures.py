@@ -3,7 +3,6 @@
 A model keeps one colour throughout. Published models that have no layer here are grey.
 """
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from mad.figures import COLORS, MARKERS, PANEL, STYLE, log_axes
+from mad.figures import COLORS, MARKERS, PANEL, STYLE, log_axes, save
 from mad.reproduce.compare import Comparison, ranks
 from mad.reproduce.layout import MEAN
 
@@ -36,10 +35,7 @@ def draw(comparison: Comparison) -> Figure:
 
 def write(comparison: Comparison, path: str | Path) -> None:
     """Write `draw` to a file, in one piece, in the format of its suffix."""
-    image, figure = io.BytesIO(), draw(comparison)
-    with matplotlib.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
-        figure.savefig(image, format=Path(path).suffix[1:].lower())
-    Path(path).write_bytes(image.getvalue())
+    save(draw(comparison), path)
 
 
 def _looks(rows: Any) -> Looks:
