@@ -33,6 +33,7 @@ def inputs(batch, heads, length, d, dv, taps, channel_first=False) -> dict[str, 
 SHAPES = [
     (1, 1, 1, 16, 8, 1),
     (2, 3, 63, 16, 16, 63),
+    (1, 1, 128, 16, 16, 100),  # blocks and widths without overhang
     (2, 1, 127, 24, 8, 20),
     (1, 3, 127, 16, 16, 150),
     (1, 1, 200, 24, 16, 200),
@@ -46,12 +47,12 @@ def test_equals_the_sum_over_pairs(where, batch, h, length, d, dv, taps, channel
     verify(toeplitz_attention, oracle, inputs(batch, h, length, d, dv, taps, channel_first), wide=("taps",), **where)
 
 
-@pytest.mark.parametrize("batch", [5, 8])
-def test_several_batch_rows_a_program(where, batch, monkeypatch):
+@pytest.mark.parametrize("batch, length", [(5, 150), (8, 150), (8, 64)])
+def test_several_batch_rows_a_program(where, batch, length, monkeypatch):
     from kernels.toeplitz_attention import triton
 
     monkeypatch.setattr(triton, "PROGRAMS", 1)
-    verify(toeplitz_attention, oracle, inputs(batch, 2, 150, 16, 16, 90, True), wide=("taps",), **where)
+    verify(toeplitz_attention, oracle, inputs(batch, 2, length, 16, 16, 90, True), wide=("taps",), **where)
 
 
 @pytest.mark.parametrize("batch, h, length, d, dv, taps", SHAPES)
