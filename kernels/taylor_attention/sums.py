@@ -21,7 +21,7 @@ from kernels.tiles import bucket, precision
 
 
 @triton.jit
-def _pairs(f, D, scale):
+def pairs(f, D, scale):
     """Two columns and the factor of each feature; column -1 stands for 1. First the products x[j] x[(j + m) % D], m =
     0, 1, ... as far as they differ, then x, then 1; beyond them the factor is 0. scale: 1 / sqrt(D)."""
     products = D * (D + 1) // 2
@@ -60,7 +60,7 @@ def states_kernel(
     f = tl.program_id(1) * BF + tl.arange(0, BF)
     n = tl.program_id(2) * BN + tl.arange(0, BN)
     e = tl.arange(0, BD)
-    first, second, factor = _pairs(f, D, scale)
+    first, second, factor = pairs(f, D, scale)
     choose_first = (first[:, None] == e[None, :]).to(k.dtype.element_ty)  # (BF, BD)
     choose_second = (second[:, None] == e[None, :]).to(k.dtype.element_ty)
     state = tl.zeros((BF, BN), tl.float32)
@@ -115,7 +115,7 @@ def forward_kernel(
         found = (head * tl.cdiv(T, SPAN) + low // SPAN) * F
         for f0 in range(0, tl.where(start > 0, F, 0), BF):
             f = f0 + tl.arange(0, BF)
-            first, second, _ = _pairs(f, D, scale)
+            first, second, _ = pairs(f, D, scale)
             phi = _chosen(own, e, first, PRECISION) * _chosen(own, e, second, PRECISION)  # (BT, BF)
             state = states + (found + f[:, None]) * N + n[None, :]
             state = tl.load(state, mask=(f < F)[:, None] & (n < N)[None, :], other=0.0)  # (BF, BN)
@@ -186,7 +186,7 @@ def key_kernel(
             if NORMALIZE:
                 column = tl.load(beside + found + f, mask=f < F, other=0.0)[None, :]
                 change += (column + tl.zeros((BT, 1), tl.float32)) if KEYS else d[:, None] * column
-            first, second, _ = _pairs(f, D, scale)
+            first, second, _ = pairs(f, D, scale)
             to_first = (change * _chosen(own, e, second, PRECISION)).to(carried)
             acc = tl.dot(to_first, (first[:, None] == e[None, :]).to(carried), acc, input_precision=CARRIED)
             to_second = (change * _chosen(own, e, first, PRECISION)).to(carried)
@@ -239,7 +239,7 @@ def value_kernel(
         found = (head * spans + span) * F
         for f0 in range(0, tl.where(span < spans - 1, F, 0), BF):
             f = f0 + tl.arange(0, BF)
-            first, second, _ = _pairs(f, D, scale)
+            first, second, _ = pairs(f, D, scale)
             phi = _chosen(own, e, first, PRECISION) * _chosen(own, e, second, PRECISION)
             state = states + (found + f[:, None]) * N + n[None, :]
             state = tl.load(state, mask=(f < F)[:, None] & (n < N)[None, :], other=0.0)  # (BF, BN)
@@ -264,8 +264,7 @@ def with_states(d: int, length: int, backward: bool, dtype: torch.dtype) -> bool
     """Whether tokens further back are met through features. A token costs T / 2 (d + dv) by pairs alone, and with
     states SPAN / 2 (d + dv) and F dv twice, for their making and their reading. Features are dearer than their
     arithmetic: the factors are what an H100 showed, where both take the same time."""
-    fast = dtype == torch.bfloat16 and d <= 16
-    factor = (3 if fast else 18) if backward else (10 if fast else 32)
+    factor = 32 if not backward else 3 if dtype == torch.bfloat16 and d <= 16 else 18
     return d <= 32 and length > SPAN + factor * packed_size(d)
 
 

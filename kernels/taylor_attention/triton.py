@@ -1,4 +1,4 @@
-"""Taylor attention in Triton, no feature in memory: the operator. Its kernels, and how they are chosen: `sums.py`.
+"""Taylor attention in Triton, no feature in memory: the operator. Its kernels: `sums.py` and, forward, `chunks.py`.
 
 With x = q.k / sqrt(d), w = 1 + x + x^2 / 2 and g = dy / (eps + sum of weights):
 
@@ -11,7 +11,7 @@ import torch
 
 from kernels.linear_attention.sums import sum_gradient
 from kernels.linear_attention.triton import unit_stride
-from kernels.taylor_attention import sums
+from kernels.taylor_attention import chunks, sums
 
 
 @torch.library.custom_op("mad::taylor_attention", mutates_args=())
@@ -20,7 +20,7 @@ def attend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y, and where normalised 1 / (eps + the sum of weights) in fp32, else empty."""
     y, inverse = outputs(q, k, v, normalize, eps)
-    sums.forward(q, k, v, y, inverse, normalize, eps)
+    (chunks if chunks.fits(q) else sums).forward(q, k, v, y, inverse, normalize, eps)
     return y, inverse
 
 

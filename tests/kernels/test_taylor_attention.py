@@ -51,6 +51,16 @@ def test_states_equal_the_sum(where, monkeypatch, length, d, width, normalize):
     verify(taylor_attention, oracle, inputs(1, 1, length, d, width), normalize=normalize, **where)
 
 
+@pytest.mark.parametrize("span", [64, 192])
+@pytest.mark.parametrize("length, d, width, normalize", [(150, 16, 72, True), (100, 5, 16, False)])
+def test_chunks_equal_the_sum(where, monkeypatch, length, d, width, normalize, span):
+    """In half precision: a program for each span, or for the whole sequence."""
+    chunks = importlib.import_module("kernels.taylor_attention.chunks")
+    monkeypatch.setattr(chunks, "LEAST", 0)
+    monkeypatch.setattr(chunks, "spans", lambda q, *_: (-(-q.shape[2] // span), span))
+    verify(taylor_attention, oracle, inputs(1, 2, length, d, width), normalize=normalize, **where)
+
+
 @pytest.mark.parametrize(GIVEN, [*CASES, (1, 1, 400, 4, 5, True)])
 def test_reference_equals_the_sum(batch, heads, length, d, width, normalize):
     tensors = inputs(batch, heads, length, d, width)
@@ -102,9 +112,11 @@ def test_steps_equal_the_sequence():
 
 
 @pytest.mark.parametrize("size", [1e-2, 24.0])
-def test_half_precision_reaches_beyond_its_range(size):
-    """Scores of 1e-4, and of some 2000, whose polynomial fp16 does not hold."""
-    verify(taylor_attention, oracle, inputs(1, 1, 70, 16, 16, size), dtype=torch.float16, gradients=size < 1)
+def test_half_precision_reaches_beyond_its_range(size, monkeypatch):
+    """Scores of 1e-4, and of some 2000, whose polynomial fp16 does not hold; by pairs, and by chunks."""
+    for least in (512, 0):
+        monkeypatch.setattr(importlib.import_module("kernels.taylor_attention.chunks"), "LEAST", least)
+        verify(taylor_attention, oracle, inputs(1, 1, 70, 16, 16, size), dtype=torch.float16, gradients=size < 1)
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
@@ -113,6 +125,7 @@ def test_weights_that_cancel(sign, monkeypatch):
     sums = importlib.import_module("kernels.taylor_attention.sums")
     monkeypatch.setattr(sums, "with_states", lambda *_: True)
     monkeypatch.setattr(sums, "SPAN", 64)
+    monkeypatch.setattr(importlib.import_module("kernels.taylor_attention.chunks"), "LEAST", 0)
     tensors = inputs(1, 1, 100, 8, 16, 0.1)
     direction = torch.ones(8).double() / 2
     tensors["q"], tensors["k"] = tensors["q"] + direction, tensors["k"] + sign * direction
