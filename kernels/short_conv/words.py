@@ -5,7 +5,8 @@ that, not memory, bounds the plain kernel (`triton.py`). Here a program loads wh
 the one before, and takes the tokens out by shifts. Up to five taps reach no further.
 
 Where sequences lie behind each other in memory (channel-first storage, as the layers hold it) a channel of a whole
-batch is one row; a sequence may then start anywhere in a word.
+batch is one row. Sequences of a multiple of four tokens then begin with a word, whose word before counts as zeros; others
+begin anywhere in a word, and their tokens are looked at one by one.
 """
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 
@@ -19,6 +20,7 @@ from kernels.tiles import bucket
 LANES = 4  # tokens of 16 bits a word
 WIDEST = LANES + 1  # taps
 PROGRAMS = 132 * 16  # of the backward: what fills an H100
+ALONE, ALIGNED, ANYWHERE = (tl.constexpr(n) for n in range(3))  # sequences in a row: one; beginning with words; or not
 WORDS = 512  # a program takes at a time
 
 
@@ -50,6 +52,16 @@ def _place(value, LANE: tl.constexpr, TYPE: tl.constexpr):
 
 
 @triton.jit
+def _ends(n, N, L, ROWS: tl.constexpr):
+    """Whether word n has one before and one after it, in its sequence or, beginning anywhere, in its row."""
+    if ROWS == ALIGNED:
+        place, length = n % (L // 4), L // 4
+    else:
+        place, length = n, N
+    return (place > 0) & (n < N), place + 1 < length
+
+
+@triton.jit
 def _position(n, L, LANE: tl.constexpr):
     """Of token LANE of word n in its sequence."""
     p = 4 * n % L + LANE
@@ -57,15 +69,12 @@ def _position(n, L, LANE: tl.constexpr):
 
 
 @triton.jit
-def _convolved(here, before, n, w, L, LANE: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, TYPE: tl.constexpr):
-    """sum_j w[K - 1 - j] u[t - j] for token LANE of each word. ROWS: a row holds several sequences."""
-    total = tl.zeros(here.shape, tl.float32)
-    for j in tl.static_range(K):
-        past = _token(here, before, LANE - j, TYPE)
-        if ROWS:
-            past = tl.where(_position(n, L, LANE) >= j, past, 0.0)
-        total += tl.load(w + (K - 1 - j)).to(tl.float32) * past
-    return total
+def _past(here, before, n, L, LANE: tl.constexpr, J: tl.constexpr, ROWS: tl.constexpr, TYPE: tl.constexpr):
+    """The token J before token LANE of each word."""
+    past = _token(here, before, LANE - J, TYPE)
+    if ROWS == ANYWHERE:
+        past = tl.where(_position(n, L, LANE) >= J, past, 0.0)
+    return past
 
 
 @triton.jit
@@ -81,8 +90,9 @@ def forward_kernel(
     b = tl.program_id(2).to(tl.int64)
     n = tl.program_id(0) * BW + tl.arange(0, BW)
     row = u + b * u_b + (h // R).to(tl.int64) * u_h + n
+    follows, _ = _ends(n, N, L, ROWS)
     here = tl.load(row, mask=n < N, other=0)
-    before = tl.load(row - 1, mask=(n > 0) & (n < N), other=0)
+    before = tl.load(row - 1, mask=follows, other=0)
     offset = 0.0
     if BIAS:
         offset = tl.load(bias + h).to(tl.float32)
@@ -90,7 +100,10 @@ def forward_kernel(
         gradient = tl.load(dy + b * dy_b + h.to(tl.int64) * dy_h + n, mask=n < N, other=0)
     out = tl.zeros((BW,), tl.int64)
     for i in tl.static_range(4):
-        z = _convolved(here, before, n, w + h * K, L, i, K, ROWS, TYPE) + offset
+        z = tl.zeros((BW,), tl.float32) + offset
+        for j in tl.static_range(K):
+            tap = tl.load(w + h * K + (K - 1 - j)).to(tl.float32)
+            z += tap * _past(here, before, n, L, i, j, ROWS, TYPE)
         if SLOPE:
             z = _token(gradient, gradient, i, TYPE) * slope(z, ACTIVATION)
         else:
@@ -100,73 +113,74 @@ def forward_kernel(
 
 
 @triton.jit
-def _correlated(
-    dz, here, before, n, L, J: tl.constexpr, ROWS: tl.constexpr, TYPE: tl.constexpr
-):  # fmt: skip
-    """sum over a word of dz[t] u[t - J]: dz (R, words) of the outputs of one channel, u (1, words)."""
-    total = tl.zeros(dz.shape, tl.float32)
-    for i in tl.static_range(4):
-        past = _token(here, before, i - J, TYPE)
-        if ROWS:
-            past = tl.where(_position(n, L, i) >= J, past, 0.0)
-        total += _token(dz, dz, i, TYPE) * past
-    return total
-
-
-@triton.jit
 def backward_kernel(
     u, w, dz, du, partial,
     B, N, H, L, u_b, u_h, dz_b, dz_h, du_b, du_h,
     K: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, TYPE: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
-    """du of channel h from its R outputs, and this share's sums in partial (shares, H R, K + 1): dw, then dbias."""
-    h = tl.program_id(0)
+    """du of channel h from its R outputs, and this share's sums in partial (shares, H R, K + 1): dw, then dbias.
+
+    A thread has the same words of all outputs: what they add to du meets in its registers.
+    """
+    h = tl.program_id(0).to(tl.int64)
     share = tl.program_id(1)
-    r = h * R + tl.arange(0, R)[:, None]  # (R, 1)
-    u += h.to(tl.int64) * u_h
-    dz += r.to(tl.int64) * dz_h
-    du += h.to(tl.int64) * du_h
+    u += h * u_h
+    du += h * du_h
+    dz += h * R * dz_h
     tiles = tl.cdiv(N, BW)
-    s0 = tl.zeros((R, BW), tl.float32)  # a tap each, its tokens summed once at the end
-    s1, s2, s3, s4, total = s0, s0, s0, s0, s0
+    zero = tl.zeros((BW,), tl.float32)
+    taps = ()
+    for c in tl.static_range(R * K):
+        taps += (tl.load(w + h * R * K + c).to(tl.float32),)
+    sums = ()  # of output r: K taps, the newest last, and the bias; tokens are summed once at the end
+    for _ in tl.static_range(R * (K + 1)):
+        sums += (zero,)
     for tile in range(share, B * tiles, tl.num_programs(1)):
         b = (tile // tiles).to(tl.int64)
-        n = tile % tiles * BW + tl.arange(0, BW)[None, :]  # (1, BW)
+        n = tile % tiles * BW + tl.arange(0, BW)
+        follows, precedes = _ends(n, N, L, ROWS)
         here = tl.load(u + b * u_b + n, mask=n < N, other=0)
-        before = tl.load(u + b * u_b + n - 1, mask=(n > 0) & (n < N), other=0)
-        gradient = tl.load(dz + b * dz_b + n, mask=n < N, other=0)  # (R, BW)
-        after = tl.load(dz + b * dz_b + n + 1, mask=n + 1 < N, other=0)
-        out = tl.zeros((1, BW), tl.int64)
-        for i in tl.static_range(4):
-            x = tl.zeros((R, BW), tl.float32)
-            for j in tl.static_range(K):
-                ahead = _token(gradient, after, i + j, TYPE)
-                if ROWS:
-                    ahead = tl.where(_position(n, L, i) + j < L, ahead, 0.0)
-                x += tl.load(w + r * K + (K - 1 - j)).to(tl.float32) * ahead
-            out |= _place(tl.sum(x, 0)[None, :], i, TYPE)
-            total += _token(gradient, gradient, i, TYPE)
+        before = tl.load(u + b * u_b + n - 1, mask=follows, other=0)
+        x0, x1, x2, x3 = zero, zero, zero, zero
+        new = ()
+        for r in tl.static_range(R):
+            gradient = tl.load(dz + b * dz_b + r * dz_h + n, mask=n < N, other=0)
+            after = tl.load(dz + b * dz_b + r * dz_h + n + 1, mask=precedes, other=0)
+            x0 += _ahead(gradient, after, taps, n, L, 0, r * K, K, ROWS, TYPE)
+            x1 += _ahead(gradient, after, taps, n, L, 1, r * K, K, ROWS, TYPE)
+            x2 += _ahead(gradient, after, taps, n, L, 2, r * K, K, ROWS, TYPE)
+            x3 += _ahead(gradient, after, taps, n, L, 3, r * K, K, ROWS, TYPE)
+            for c in tl.static_range(K):
+                total = sums[r * (K + 1) + c]
+                for i in tl.static_range(4):
+                    past = _past(here, before, n, L, i, K - 1 - c, ROWS, TYPE)
+                    total += _token(gradient, gradient, i, TYPE) * past
+                new += (total,)
+            total = sums[r * (K + 1) + K]
+            for i in tl.static_range(4):
+                total += _token(gradient, gradient, i, TYPE)
+            new += (total,)
+        sums = new
+        out = _place(x0, 0, TYPE) | _place(x1, 1, TYPE) | _place(x2, 2, TYPE) | _place(x3, 3, TYPE)
         tl.store(du + b * du_b + n, out, mask=n < N)
-        s0 += _correlated(gradient, here, before, n, L, 0, ROWS, TYPE)
-        if K > 1:
-            s1 += _correlated(gradient, here, before, n, L, 1, ROWS, TYPE)
-        if K > 2:
-            s2 += _correlated(gradient, here, before, n, L, 2, ROWS, TYPE)
-        if K > 3:
-            s3 += _correlated(gradient, here, before, n, L, 3, ROWS, TYPE)
-        if K > 4:
-            s4 += _correlated(gradient, here, before, n, L, 4, ROWS, TYPE)
-    place = partial + (share * H * R + r) * (K + 1)
-    tl.store(place + K, tl.sum(total, 1)[:, None])
-    tl.store(place + K - 1, tl.sum(s0, 1)[:, None])
-    if K > 1:
-        tl.store(place + K - 2, tl.sum(s1, 1)[:, None])
-    if K > 2:
-        tl.store(place + K - 3, tl.sum(s2, 1)[:, None])
-    if K > 3:
-        tl.store(place + K - 4, tl.sum(s3, 1)[:, None])
-    if K > 4:
-        tl.store(place + K - 5, tl.sum(s4, 1)[:, None])
+    place = partial + (share * H + h) * R * (K + 1)
+    for c in tl.static_range(R * (K + 1)):
+        tl.store(place + c, tl.sum(sums[c], 0))
+
+
+@triton.jit
+def _ahead(
+    gradient, after, taps, n, L,
+    LANE: tl.constexpr, FIRST: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
+    """sum_j taps[FIRST + K - 1 - j] dz[t + j] for token LANE of each word."""
+    total = tl.zeros(gradient.shape, tl.float32)
+    for j in tl.static_range(K):
+        ahead = _token(gradient, after, LANE + j, TYPE)
+        if ROWS == ANYWHERE:
+            ahead = tl.where(_position(n, L, LANE) + j < L, ahead, 0.0)
+        total += taps[FIRST + K - 1 - j] * ahead
+    return total
 
 
 TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
@@ -174,9 +188,11 @@ TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 def options(u: torch.Tensor, w: torch.Tensor, rows: torch.Tensor, most: int = WORDS) -> dict:
     """A row holds several sequences where it is longer than one."""
-    several, repeats = rows.shape[2] * LANES != u.shape[2], w.shape[0] // u.shape[1]
+    length, repeats = u.shape[2], w.shape[0] // u.shape[1]
+    several = ANYWHERE if length % LANES else ALIGNED
+    places = ALONE if rows.shape[2] * LANES == length else several
     size = bucket(rows.shape[2], 32, most)
-    return {"K": w.shape[1], "R": repeats, "ROWS": several, "TYPE": TYPES[u.dtype], "BW": size}
+    return {"K": w.shape[1], "R": repeats, "ROWS": places.value, "TYPE": TYPES[u.dtype], "BW": size}
 
 
 def rows_of(w: torch.Tensor, *tensors: torch.Tensor) -> list[torch.Tensor]:
