@@ -5,8 +5,8 @@ that, not memory, bounds the plain kernel (`triton.py`). Here a program loads wh
 the one before, and takes the tokens out by shifts. Up to five taps reach no further.
 
 Where sequences lie behind each other in memory (channel-first storage, as the layers hold it) a channel of a whole
-batch is one row. Sequences of a multiple of four tokens then begin with a word, whose word before counts as zeros; others
-begin anywhere in a word, and their tokens are looked at one by one.
+batch is one row. Sequences of a multiple of four tokens then begin with a word, whose word before counts as zeros;
+others begin anywhere in a word, and their tokens are looked at one by one.
 """
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 

@@ -76,8 +76,8 @@ def sliding_step(
             f"{tuple(keys.shape)} and {tuple(values.shape)}"
         )
     if use_triton(backend, q, k, v, keys, values, width=max(q.shape[-1], v.shape[-1])):
-        from kernels.sliding_attention import triton
+        from kernels.sliding_attention.step import step
 
-        y, keys, values = triton.step(q, k, v, keys, values, position)
+        y, keys, values = step(q, k, v, keys, values, position)
         return y, (keys, values)
     return reference.sliding_step(q, k, v, cache, position)

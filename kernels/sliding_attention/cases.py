@@ -1,4 +1,4 @@
-"""Shapes: BASED's window of 129 keys in a language model, and the MAD protocol's 33."""
+"""Shapes: BASED's window of 129 keys in a language model, the MAD protocol's 33, and its narrow heads with no edge."""
 
 import torch
 import torch.nn.functional as F
@@ -8,10 +8,15 @@ from kernels.cases import Work
 SHAPES = [
     {"B": 128, "H": 1, "T": 128, "d": 128, "window": 33},
     {"B": 128, "H": 16, "T": 1024, "d": 8, "window": 33},
+    {"B": 128, "H": 16, "T": 1024, "d": 8, "window": 1024},
     {"B": 4, "H": 16, "T": 8192, "d": 64, "window": 129},
     {"B": 1, "H": 16, "T": 32768, "d": 128, "window": 1024},
 ]
-CONFIGS = [{"B": 1, "H": 2, "T": 70, "d": d, "window": 33} for d in (200, 128, 64, 32, 8)]
+CONFIGS = [
+    {"B": 1, "H": 2, "T": length, "d": d, "window": window}
+    for length, window in ((300, 140), (70, 33), (256, 256))
+    for d in (200, 128, 64, 32, 8)
+]
 
 
 def tensors(shape: dict[str, int], dtype: torch.dtype, device: str) -> dict:
@@ -21,8 +26,8 @@ def tensors(shape: dict[str, int], dtype: torch.dtype, device: str) -> dict:
 
 def work(shape: dict[str, int], size: int, backward: bool) -> Work:
     """q, k, v in, y out, two products a visible key; backward also dy in, three gradients out, five products."""
-    tokens = shape["B"] * shape["H"] * shape["T"]
-    pairs = tokens * min(shape["window"], shape["T"])
+    tokens, window = shape["B"] * shape["H"] * shape["T"], min(shape["window"], shape["T"])
+    pairs = tokens * window - shape["B"] * shape["H"] * window * (window - 1) // 2
     streams, products = (8, 5) if backward else (4, 2)
     return Work(bytes=streams * tokens * shape["d"] * size, flops=2 * products * pairs * shape["d"], exps=pairs)
 

@@ -3,6 +3,9 @@
 Scores never reach memory. Forward keeps the logarithm of each softmax's denominator; backward recomputes the weights
 from it, in one kernel a block of queries (dq) and one a block of keys (dk, dv), so nothing is added up atomically.
 Softmax statistics and sums are fp32; weights are rounded to the data's type where they enter a product.
+
+Only blocks that the diagonal or the window's far edge crosses look at who sees whom: with narrow heads that costs as
+much as the products. So a loop falls into phases: to the far edge, what every row sees, the diagonal.
 """
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 
@@ -10,164 +13,241 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.linear_attention.sums import sum_gradient
 from kernels.tiles import bucket, precision
 
-LOG2E = tl.constexpr(1.4426950408889634)
+LOG2E = 1.4426950408889634
+NARROW, WIDE, ALL = (tl.constexpr(n) for n in range(3))  # windows: all blocks are crossed; some are not; no far edge
 
 
 @triton.jit
-def _rows(x, head, t, T, width, D: tl.constexpr):
-    """Rows t of one head of x (B H, T, width), as (rows, D), zeros outside."""
+def _rows(x, head, t, T, width: tl.constexpr, D: tl.constexpr, WHOLE: tl.constexpr):
+    """Rows t of one head of x (B H, T, width), as (rows, D), zeros outside. WHOLE: no row is."""
     c = tl.arange(0, D)[None, :]
     place = x + head * T * width + t[:, None] * width + c
-    return tl.load(place, mask=(t[:, None] < T) & (c < width), other=0.0)
+    if WHOLE:
+        return tl.load(place, mask=c < width, other=0.0)
+    else:
+        return tl.load(place, mask=(t[:, None] < T) & (c < width), other=0.0)
 
 
 @triton.jit
-def _store(x, head, t, T, width, tile, D: tl.constexpr):
+def _store(x, head, t, T, width: tl.constexpr, tile, D: tl.constexpr):
     c = tl.arange(0, D)[None, :]
     place = x + head * T * width + t[:, None] * width + c
     tl.store(place, tile.to(x.dtype.element_ty), mask=(t[:, None] < T) & (c < width))
 
 
 @triton.jit
-def forward_kernel(
-    q, k, v, y, lse, T, window, scale, d, dv,
-    D: tl.constexpr, DV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+def _behind(start, T, window, SIGHT: tl.constexpr, BLOCK: tl.constexpr):
+    """Keys in sight of a block of queries: the first, the first that all see, the diagonal block, the end."""
+    end = tl.minimum(start + BLOCK, T)
+    first = tl.maximum(start - window + 1, 0) // BLOCK * BLOCK
+    if SIGHT == NARROW:
+        seen, diagonal = end, end  # as if all were at the far edge
+    else:
+        seen, diagonal = first, start
+    if SIGHT == WIDE:
+        seen = tl.minimum(tl.cdiv(tl.maximum(start + BLOCK - window, 0), BLOCK) * BLOCK, start)
+    return first, seen, diagonal, end
+
+
+@triton.jit
+def _ahead(start, T, window, SIGHT: tl.constexpr, BLOCK: tl.constexpr):
+    """Queries in sight of a block of keys: the diagonal block, the first after it and at the far edge, the end."""
+    end = tl.minimum(start + BLOCK - 1 + window, T)
+    if SIGHT == NARROW:
+        seen, edge = end, end  # as if all were on the diagonal
+    else:
+        seen, edge = tl.minimum(start + BLOCK, T), end
+    if SIGHT == WIDE:
+        edge = tl.minimum((start + window) // BLOCK * BLOCK, end)
+    return start, seen, edge, end
+
+
+@triton.jit
+def _attend(
+    acc, total, highest, query, k, v, head, low, high, m, T, window, scale,
+    d: tl.constexpr, dv: tl.constexpr, CROSSED: tl.constexpr, WHOLE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    head = tl.program_id(1).to(tl.int64)
-    start = tl.program_id(0) * BM
-    m = start + tl.arange(0, BM)
-    query = _rows(q, head, m, T, d, D)
-    highest = tl.full((BM,), float("-inf"), tl.float32)
-    total = tl.zeros((BM,), tl.float32)
-    acc = tl.zeros((BM, DV), tl.float32)
-    first = tl.maximum(start - window + 1, 0) // BN * BN
-    for block in range(first, tl.minimum(start + BM, T), BN):
-        n = block + tl.arange(0, BN)
-        key = _rows(k, head, n, T, d, D)
-        value = _rows(v, head, n, T, dv, DV)
-        s = tl.dot(query, tl.trans(key), input_precision=PRECISION) * (scale * LOG2E)
-        seen = (n[None, :] <= m[:, None]) & (n[None, :] > m[:, None] - window)
-        s = tl.where(seen, s, float("-inf"))
-        now = tl.maximum(highest, tl.max(s, 1))
-        anchor = tl.where(now == float("-inf"), 0.0, now)  # a row that has seen nothing yet
-        weight = tl.exp2(s - anchor[:, None])
+    """The running softmax of queries m, over keys low ... high. scale: to base 2."""
+    for block in range(low, high, BLOCK):
+        n = block + tl.arange(0, BLOCK)
+        key = _rows(k, head, n, T, d, D, WHOLE)
+        value = _rows(v, head, n, T, dv, DV, WHOLE)
+        s = tl.dot(query, tl.trans(key), input_precision=PRECISION)
+        if CROSSED:
+            s = tl.where((n[None, :] <= m[:, None]) & (n[None, :] > m[:, None] - window), s, float("-inf"))
+        now = tl.maximum(highest, tl.max(s, 1) * scale)
+        anchor = now
+        if CROSSED:  # a row may have seen nothing yet
+            anchor = tl.where(now == float("-inf"), 0.0, now)
+        weight = tl.exp2(s * scale - anchor[:, None])
         fade = tl.exp2(highest - anchor)
         total = total * fade + tl.sum(weight, 1)
         acc = tl.dot(weight.to(value.dtype), value, acc * fade[:, None], input_precision=PRECISION)
         highest = now
+    return acc, total, highest
+
+
+@triton.jit
+def forward_kernel(
+    q, k, v, y, lse, T, window, scale,
+    d: tl.constexpr, dv: tl.constexpr, SIGHT: tl.constexpr, WHOLE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(1).to(tl.int64)
+    start = tl.program_id(0) * BLOCK
+    m = start + tl.arange(0, BLOCK)
+    query = _rows(q, head, m, T, d, D, WHOLE)
+    highest = tl.full((BLOCK,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    acc = tl.zeros((BLOCK, DV), tl.float32)
+    first, seen, diagonal, end = _behind(start, T, window, SIGHT, BLOCK)
+    if SIGHT != ALL:
+        acc, total, highest = _attend(
+            acc, total, highest, query, k, v, head, first, seen, m, T, window, scale, d, dv,
+            True, WHOLE, D, DV, BLOCK, PRECISION,
+        )  # fmt: skip
+    if SIGHT != NARROW:
+        acc, total, highest = _attend(
+            acc, total, highest, query, k, v, head, seen, diagonal, m, T, window, scale, d, dv,
+            False, WHOLE, D, DV, BLOCK, PRECISION,
+        )  # fmt: skip
+        acc, total, highest = _attend(
+            acc, total, highest, query, k, v, head, diagonal, end, m, T, window, scale, d, dv,
+            True, WHOLE, D, DV, BLOCK, PRECISION,
+        )  # fmt: skip
     _store(y, head, m, T, dv, acc / tl.where(total > 0, total, 1.0)[:, None], DV)  # rows past the end see nothing
     tl.store(lse + head * T + m, highest + tl.log2(tl.where(total > 0, total, 1.0)), mask=m < T)
 
 
 @triton.jit
-def queries_kernel(
-    q, k, v, dy, lse, delta, dq, T, window, scale, d, dv,
-    D: tl.constexpr, DV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+def _descend(
+    acc, query, gradient, norm, delta, k, v, head, low, high, m, T, window, scale,
+    d: tl.constexpr, dv: tl.constexpr, CROSSED: tl.constexpr, WHOLE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq of a block of queries."""
+    """dq of queries m, but for the scale, over keys low ... high."""
+    for block in range(low, high, BLOCK):
+        n = block + tl.arange(0, BLOCK)
+        key = _rows(k, head, n, T, d, D, WHOLE)
+        value = _rows(v, head, n, T, dv, DV, WHOLE)
+        s = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale - norm[:, None]
+        if CROSSED:
+            s = tl.where((n[None, :] <= m[:, None]) & (n[None, :] > m[:, None] - window), s, float("-inf"))
+        slope = tl.dot(gradient, tl.trans(value), input_precision=PRECISION)
+        ds = tl.exp2(s) * (slope + delta[:, None])
+        acc = tl.dot(ds.to(key.dtype), key, acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
+def queries_kernel(
+    q, k, v, dy, lse, delta, dq, T, window, scale, factor,
+    d: tl.constexpr, dv: tl.constexpr, SIGHT: tl.constexpr, WHOLE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dq of a block of queries. delta: -dy.y; factor: of the scores, scale the same to base 2."""
     head = tl.program_id(1).to(tl.int64)
-    start = tl.program_id(0) * BM
-    m = start + tl.arange(0, BM)
-    query = _rows(q, head, m, T, d, D)
-    gradient = _rows(dy, head, m, T, dv, DV)
+    start = tl.program_id(0) * BLOCK
+    m = start + tl.arange(0, BLOCK)
+    query = _rows(q, head, m, T, d, D, WHOLE)
+    gradient = _rows(dy, head, m, T, dv, DV, WHOLE)
     norm = tl.load(lse + head * T + m, mask=m < T, other=0.0)
     mean = tl.load(delta + head * T + m, mask=m < T, other=0.0)
-    acc = tl.zeros((BM, D), tl.float32)
-    first = tl.maximum(start - window + 1, 0) // BN * BN
-    for block in range(first, tl.minimum(start + BM, T), BN):
-        n = block + tl.arange(0, BN)
-        key = _rows(k, head, n, T, d, D)
-        value = _rows(v, head, n, T, dv, DV)
-        s = tl.dot(query, tl.trans(key), input_precision=PRECISION) * (scale * LOG2E)
-        seen = (n[None, :] <= m[:, None]) & (n[None, :] > m[:, None] - window) & (m[:, None] < T)
-        weight = tl.exp2(tl.where(seen, s - norm[:, None], float("-inf")))
-        slope = tl.dot(gradient, tl.trans(value), input_precision=PRECISION)
-        ds = weight * (slope - mean[:, None]) * scale
-        acc = tl.dot(ds.to(key.dtype), key, acc, input_precision=PRECISION)
-    _store(dq, head, m, T, d, acc, D)
+    acc = tl.zeros((BLOCK, D), tl.float32)
+    first, seen, diagonal, end = _behind(start, T, window, SIGHT, BLOCK)
+    if SIGHT != ALL:
+        acc = _descend(
+            acc, query, gradient, norm, mean, k, v, head, first, seen, m, T, window, scale, d, dv,
+            True, WHOLE, D, DV, BLOCK, PRECISION,
+        )  # fmt: skip
+    if SIGHT != NARROW:
+        acc = _descend(
+            acc, query, gradient, norm, mean, k, v, head, seen, diagonal, m, T, window, scale, d, dv,
+            False, WHOLE, D, DV, BLOCK, PRECISION,
+        )  # fmt: skip
+        acc = _descend(
+            acc, query, gradient, norm, mean, k, v, head, diagonal, end, m, T, window, scale, d, dv,
+            True, WHOLE, D, DV, BLOCK, PRECISION,
+        )  # fmt: skip
+    _store(dq, head, m, T, d, acc * factor, D)
+
+
+@triton.jit
+def _gather(
+    acc_k, acc_v, key, value, q, dy, lse, delta, head, low, high, n, T, window, scale,
+    d: tl.constexpr, dv: tl.constexpr, CROSSED: tl.constexpr, WHOLE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dk, but for the scale, and dv of keys n, over queries low ... high: scores are formed transposed. Queries past
+    the end, all zeros, weigh 1 and add nothing."""
+    for block in range(low, high, BLOCK):
+        m = block + tl.arange(0, BLOCK)
+        query = _rows(q, head, m, T, d, D, WHOLE)
+        gradient = _rows(dy, head, m, T, dv, DV, WHOLE)
+        norm = tl.load(lse + head * T + m, mask=m < T, other=0.0)
+        mean = tl.load(delta + head * T + m, mask=m < T, other=0.0)
+        s = tl.dot(key, tl.trans(query), input_precision=PRECISION) * scale - norm[None, :]
+        if CROSSED:
+            s = tl.where((n[:, None] <= m[None, :]) & (n[:, None] > m[None, :] - window), s, float("-inf"))
+        weight = tl.exp2(s)
+        acc_v = tl.dot(weight.to(gradient.dtype), gradient, acc_v, input_precision=PRECISION)
+        slope = tl.dot(value, tl.trans(gradient), input_precision=PRECISION)
+        ds = weight * (slope + mean[None, :])
+        acc_k = tl.dot(ds.to(query.dtype), query, acc_k, input_precision=PRECISION)
+    return acc_k, acc_v
 
 
 @triton.jit
 def keys_kernel(
-    q, k, v, dy, lse, delta, dk, dvalue, T, window, scale, d, dv,
-    D: tl.constexpr, DV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+    q, k, v, dy, lse, delta, dk, dvalue, T, window, scale, factor,
+    d: tl.constexpr, dv: tl.constexpr, SIGHT: tl.constexpr, WHOLE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of a block of keys: scores are formed transposed, (BN, BM)."""
+    """dk and dv of a block of keys."""
     head = tl.program_id(1).to(tl.int64)
-    start = tl.program_id(0) * BN
-    n = start + tl.arange(0, BN)
-    key = _rows(k, head, n, T, d, D)
-    value = _rows(v, head, n, T, dv, DV)
-    acc_k = tl.zeros((BN, D), tl.float32)
-    acc_v = tl.zeros((BN, DV), tl.float32)
-    for block in range(start // BM * BM, tl.minimum(start + BN - 1 + window, T), BM):
-        m = block + tl.arange(0, BM)
-        query = _rows(q, head, m, T, d, D)
-        gradient = _rows(dy, head, m, T, dv, DV)
-        norm = tl.load(lse + head * T + m, mask=m < T, other=0.0)
-        mean = tl.load(delta + head * T + m, mask=m < T, other=0.0)
-        s = tl.dot(key, tl.trans(query), input_precision=PRECISION) * (scale * LOG2E)
-        seen = (n[:, None] <= m[None, :]) & (n[:, None] > m[None, :] - window) & (m[None, :] < T)
-        weight = tl.exp2(tl.where(seen, s - norm[None, :], float("-inf")))
-        acc_v = tl.dot(weight.to(gradient.dtype), gradient, acc_v, input_precision=PRECISION)
-        slope = tl.dot(value, tl.trans(gradient), input_precision=PRECISION)
-        ds = weight * (slope - mean[None, :]) * scale
-        acc_k = tl.dot(ds.to(query.dtype), query, acc_k, input_precision=PRECISION)
-    _store(dk, head, n, T, d, acc_k, D)
+    start = tl.program_id(0) * BLOCK
+    n = start + tl.arange(0, BLOCK)
+    key = _rows(k, head, n, T, d, D, WHOLE)
+    value = _rows(v, head, n, T, dv, DV, WHOLE)
+    acc_k = tl.zeros((BLOCK, D), tl.float32)
+    acc_v = tl.zeros((BLOCK, DV), tl.float32)
+    diagonal, seen, edge, end = _ahead(start, T, window, SIGHT, BLOCK)
+    acc_k, acc_v = _gather(
+        acc_k, acc_v, key, value, q, dy, lse, delta, head, diagonal, seen, n, T, window, scale, d, dv,
+        True, WHOLE, D, DV, BLOCK, PRECISION,
+    )  # fmt: skip
+    if SIGHT != NARROW:
+        acc_k, acc_v = _gather(
+            acc_k, acc_v, key, value, q, dy, lse, delta, head, seen, edge, n, T, window, scale, d, dv,
+            False, WHOLE, D, DV, BLOCK, PRECISION,
+        )  # fmt: skip
+    if SIGHT == WIDE:
+        acc_k, acc_v = _gather(
+            acc_k, acc_v, key, value, q, dy, lse, delta, head, edge, end, n, T, window, scale, d, dv,
+            True, WHOLE, D, DV, BLOCK, PRECISION,
+        )  # fmt: skip
+    _store(dk, head, n, T, d, acc_k * factor, D)
     _store(dvalue, head, n, T, dv, acc_v, DV)
 
 
-@triton.jit
-def step_kernel(
-    q, k, v, keys, values, position, y, new_keys, new_values, H, W, scale, d, dv,
-    D: tl.constexpr, DV: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """One head of one sequence: streams the ring through, with the newest key and value in their slot."""
-    head = tl.program_id(0).to(tl.int64)
-    seen = tl.load(position + head // H)
-    newest = seen % W
-    c = tl.arange(0, D)
-    cv = tl.arange(0, DV)
-    query = tl.load(q + head * d + c, mask=c < d, other=0.0).to(tl.float32) * (scale * LOG2E)
-    key = tl.load(k + head * d + c, mask=c < d, other=0.0)
-    value = tl.load(v + head * dv + cv, mask=cv < dv, other=0.0)
-    highest = tl.full((1,), float("-inf"), tl.float32)
-    total = tl.zeros((1,), tl.float32)
-    acc = tl.zeros((DV,), tl.float32)
-    for block in range(0, W, BN):
-        n = block + tl.arange(0, BN)
-        here = (n == newest)[:, None]
-        place = head * W * d + n[:, None] * d + c[None, :]
-        inside = (n[:, None] < W) & (c[None, :] < d)
-        tile = tl.where(here, key[None, :], tl.load(keys + place, mask=inside, other=0.0))
-        tl.store(new_keys + place, tile, mask=inside)
-        reached = (n <= seen) & (n < W)
-        s = tl.sum(tl.where(reached[:, None], tile.to(tl.float32), 0.0) * query[None, :], 1)
-        s = tl.where(reached, s, float("-inf"))
-        place = head * W * dv + n[:, None] * dv + cv[None, :]
-        inside = (n[:, None] < W) & (cv[None, :] < dv)
-        tile = tl.where(here, value[None, :], tl.load(values + place, mask=inside, other=0.0))
-        tl.store(new_values + place, tile, mask=inside)
-        now = tl.maximum(highest, tl.max(s, 0))
-        weight = tl.exp2(s - now)
-        weight = tl.where(reached, weight, 0.0)
-        fade = tl.exp2(highest - now)
-        total = total * fade + tl.sum(weight, 0)
-        acc = acc * fade + tl.sum(tl.where(reached[:, None], tile.to(tl.float32), 0.0) * weight[:, None], 0)
-        highest = now
-    tl.store(y + head * dv + cv, (acc / total).to(y.dtype.element_ty), mask=cv < dv)
-
-
-def tiling(q: torch.Tensor, v: torch.Tensor) -> dict:
-    """Block sizes by head width: what three products of a tile leave of the registers."""
+def tiling(q: torch.Tensor, v: torch.Tensor, window: int) -> dict:
+    """Block sizes by head width: what three products of a tile leave of the registers. With wide heads products cost so
+    much more than looking that one loop, which takes fewer registers, does for all windows."""
     widths = {"D": bucket(q.shape[-1], 16, 256), "DV": bucket(v.shape[-1], 16, 256)}
     widest = max(widths.values())
     single = q.dtype == torch.float32  # three TF32 products a product
     block = 16 if single else 64 if widest <= 128 else 32
-    schedule = {"num_warps": 4 if widest <= 64 else 8, "num_stages": 1 if single else 2}
-    return widths | schedule | {"BM": block, "BN": block, "PRECISION": precision(q.dtype)}
+    schedule = {"num_warps": 4 if widest <= 64 else 8}
+    schedule["num_stages"] = 1 if single or widest > 128 else 2 if widest > 32 else 3
+    if single:
+        schedule["maxnreg"] = 240  # the assembler aims at fewer, and spills
+    sight = NARROW if window < 2 * block or widest > 64 else ALL if window >= q.shape[2] else WIDE
+    phases = {"SIGHT": sight.value, "WHOLE": q.shape[2] % block == 0}
+    return widths | schedule | phases | {"BLOCK": block, "PRECISION": precision(q.dtype)}
 
 
 @torch.library.custom_op("mad::sliding_attention", mutates_args=())
@@ -175,9 +255,9 @@ def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> t
     """q, k, v contiguous -> y, and lse (B, H, T) in base 2, fp32."""
     batch, heads, length, d = q.shape
     y, lse = torch.empty_like(v), q.new_empty(batch, heads, length, dtype=torch.float32)
-    options = tiling(q, v)
-    forward_kernel[(triton.cdiv(length, options["BM"]), batch * heads)](
-        q, k, v, y, lse, length, window, d**-0.5, d, v.shape[-1], **options
+    options = tiling(q, v, window)
+    forward_kernel[(triton.cdiv(length, options["BLOCK"]), batch * heads)](
+        q, k, v, y, lse, length, window, d**-0.5 * LOG2E, d, v.shape[-1], **options
     )
     return y, lse
 
@@ -193,10 +273,10 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     batch, heads, length, d = q.shape
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    delta = (dy.float() * y.float()).sum(-1)
-    options = tiling(q, v)
-    sizes = (length, window, d**-0.5, d, v.shape[-1])
-    grid = (triton.cdiv(length, options["BM"]), batch * heads)
+    delta = sum_gradient(dy, y, True)
+    options = tiling(q, v, window)
+    sizes = (length, window, d**-0.5 * LOG2E, d**-0.5, d, v.shape[-1])
+    grid = (triton.cdiv(length, options["BLOCK"]), batch * heads)
     queries_kernel[grid](q, k, v, dy, lse, delta, dq, *sizes, **options)
     keys_kernel[grid](q, k, v, dy, lse, delta, dk, dv, *sizes, **options)
     return dq, dk, dv
@@ -218,32 +298,6 @@ def differentiate(ctx, dy, _):
 
 
 forward.register_autograd(differentiate, setup_context=save)
-
-
-@torch.library.custom_op("mad::sliding_step", mutates_args=())
-def step(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    position: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """y, and the next keys and values."""
-    q, k, v, keys, values = (t.contiguous() for t in (q, k, v, keys, values))
-    batch, heads, window, d = keys.shape
-    y, new_keys, new_values = torch.empty_like(v), torch.empty_like(keys), torch.empty_like(values)
-    widths = {"D": bucket(d, 16, 256), "DV": bucket(v.shape[-1], 16, 256)}
-    step_kernel[(batch * heads,)](
-        q, k, v, keys, values, position, y, new_keys, new_values, heads, window, d**-0.5, d, v.shape[-1],
-        **widths, BN=bucket(window, 16, 4096 // max(widths.values())),
-    )  # fmt: skip
-    return y, new_keys, new_values
-
-
-@step.register_fake
-def _(q, k, v, keys, values, position):
-    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (v, keys, values))
 
 
 def sliding_attention(q, k, v, window: int) -> torch.Tensor:

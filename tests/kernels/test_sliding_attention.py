@@ -22,7 +22,15 @@ def heads(batch, heads, length, d, dv):
     return {"q": q, "k": k, "v": torch.randn(batch, heads, length, dv).double()}
 
 
-SHAPES = [(1, 1, 1, 16, 16, 1), (2, 3, 63, 16, 24, 5), (1, 1, 127, 100, 16, 33), (1, 2, 200, 24, 24, 70)]
+SHAPES = [
+    # batch, heads, length, d, dv, window
+    (1, 1, 1, 16, 16, 1),
+    (2, 3, 63, 16, 24, 5),
+    (1, 1, 127, 100, 16, 33),
+    (1, 2, 200, 24, 24, 70),
+    (1, 1, 300, 8, 16, 140),  # blocks that all see between the window's edges
+    (1, 1, 192, 8, 8, 192),  # none but the diagonal's are crossed
+]
 
 
 @pytest.mark.parametrize("batch, h, length, d, dv, window", [*SHAPES, (1, 1, 40, 16, 16, 1000)])
