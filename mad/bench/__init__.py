@@ -1,1 +1,1 @@
-"""Benchmarks that are commands: python -m mad.bench data | step."""
+"""Benchmarks that are commands: python -m mad.bench NAME."""

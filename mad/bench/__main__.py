@@ -1,4 +1,4 @@
-"""`python -m mad.bench data | step | lanes | protocol | scaling | engine`: what things cost on this machine."""
+"""`python -m mad.bench NAME`: what things cost on this machine."""
 
 import importlib
 import sys
@@ -8,6 +8,7 @@ from mad.registry import unknown
 BENCHMARKS = {
     "data": "seconds and memory to generate each setting of the protocols",
     "step": "ms and GFLOP/s of a training step, for every layer",
+    "profile": "where a step's time goes, kernel by kernel",
     "lanes": "steps and tokens a second of whole runs: eager, captured, compiled, several at once",
     "protocol": "hours of a MAD score card, predicted and trained",
     "scaling": "seconds to fit scaling laws",

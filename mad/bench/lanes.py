@@ -83,15 +83,7 @@ def measure(arch: dict[str, Any], length: int, mode: str, lanes: int, seconds: f
     sizes = {"num_train": 1280, "num_test": 128} if few else {}
     if device == "cpu":
         sizes, lanes = {"num_train": 512, "num_test": 128}, 1
-    run = training.prepare(
-        {
-            "task": {"name": "in_context_recall", "vocab_size": 16, "seq_len": length},
-            "arch": arch,
-            "train": {"epochs": 100_000, "stop_at": None} | sizes,
-            "device": device,
-            "mode": mode,
-        }
-    )
+    run = new_run(arch, length, mode, device, **sizes)
     runs = [replace(run, seed=seed) for seed in range(lanes)]
     times: dict[int, list[tuple[float, int]]] = {seed: [] for seed in range(lanes)}
 
@@ -125,6 +117,19 @@ def measure(arch: dict[str, Any], length: int, mode: str, lanes: int, seconds: f
     memory = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
     tokens = steps * batch * task.input_length
     return Rate(1000 / steps, tokens, 3 * steps * batch * model.flops, steps * moved, ready, memory)
+
+
+def new_run(arch: dict[str, Any], length: int, mode: str, device: str, **train: int) -> Run:
+    """A run of `arch` that does not end by itself."""
+    return training.prepare(
+        {
+            "task": {"name": "in_context_recall", "vocab_size": 16, "seq_len": length},
+            "arch": arch,
+            "train": {"epochs": 100_000, "stop_at": None} | train,
+            "device": device,
+            "mode": mode,
+        }
+    )
 
 
 class Enough(Exception):

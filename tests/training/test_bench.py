@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from mad.bench import lanes, protocol
+from mad.bench import lanes, profile, protocol
 
 
 def test_lanes_are_measured_and_written(tmp_path, capsys):
@@ -16,6 +16,15 @@ def test_lanes_are_measured_and_written(tmp_path, capsys):
         128 * 15 * 1000 / float(row["step_ms"]), rel=1e-3
     )  # the last token is never read
     assert "ms a step" in capsys.readouterr().out
+
+
+def test_a_profile_names_what_a_step_spends_its_time_on(capsys):
+    given = ["arch=attention", "--lengths", "16", "--steps", "2", "--top", "200", "--device", "cpu"]
+    profile.main(given)
+    out = capsys.readouterr().out
+    assert "attention, 16 tokens, eager" in out
+    (row,) = [line for line in out.splitlines() if "aten::_fused_adamw_" in line]
+    assert "1.0" in row  # once a step
 
 
 def test_an_unknown_architecture_is_named_before_any_work():
