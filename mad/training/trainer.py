@@ -16,6 +16,7 @@ from mad.config import Run, recorded
 from mad.training.data import Examples
 from mad.training.evaluate import Evaluation, loss_of
 from mad.training.graphs import Graphs, Immediate
+from mad.training.optimiser import AdamW
 from mad.training.prepare import build_model
 from mad.training.regions import compile_layers
 
@@ -87,13 +88,7 @@ class Update:
         self.rates = torch.zeros(STAGED, device=run.device)
         self.place = torch.zeros(1, dtype=torch.int64, device=run.device)  # of the next step among those staged
         self.lr = torch.tensor(run.optim.lr, device=run.device)
-        self.optimiser = torch.optim.AdamW(
-            self.parameters,
-            lr=self.lr,
-            weight_decay=run.optim.weight_decay,
-            fused=True,
-            capturable=run.device == "cuda",
-        )
+        self.optimiser = AdamW(self.parameters, self.lr, run.optim.weight_decay)
         self.loss = torch.zeros((), dtype=torch.float64, device=run.device)
 
     def autocast(self) -> torch.autocast:
@@ -114,7 +109,7 @@ class Update:
         self.lr.copy_(self.rates.index_select(0, self.place).squeeze(0))
         with self.autocast():
             loss = loss_of(self.model(batch.inputs, batch.positions), batch.targets)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad()
         loss.backward()
         if self.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
@@ -124,25 +119,15 @@ class Update:
 
     def restart(self) -> None:
         """Moments, step counts and the sum of losses back to zero."""
-        for state in self.optimiser.state.values():
-            for tensor in state.values():
-                tensor.zero_()
+        self.optimiser.restart()
         self.loss.zero_()
 
     def state(self) -> dict[str, Any]:
-        return {"optimiser": self.optimiser.state_dict(), "loss": self.loss}
+        return {"optimiser": self.optimiser.state(), "loss": self.loss}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Back to what `state` gave; in place, where steps may have been recorded."""
-        if self.optimiser.state:
-            saved = state["optimiser"]["state"]
-            for index, parameter in enumerate(self.parameters):
-                for key, tensor in self.optimiser.state[parameter].items():
-                    tensor.copy_(saved[index][key])
-        else:
-            self.optimiser.load_state_dict(state["optimiser"])
-            for group in self.optimiser.param_groups:
-                group["lr"] = self.lr
+        """Back to what `state` gave."""
+        self.optimiser.load(state["optimiser"])
         self.loss.copy_(state["loss"])
 
 

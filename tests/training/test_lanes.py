@@ -175,11 +175,11 @@ def test_a_trainer_taken_over_does_what_a_new_one_does():
 
     old = new(first)
     losses(old, first)
-    before = [tensor.data_ptr() for state in old.update.optimiser.state.values() for tensor in state.values()]
+    before = [tensor.data_ptr() for tensor in old.update.optimiser.tensors()]
     other = new(first)
     losses(other, second)  # another dropout, hence other weights and moments
     old.load(other.state())  # in place: what is recorded would go on with the old moments otherwise
-    after = [tensor.data_ptr() for state in old.update.optimiser.state.values() for tensor in state.values()]
+    after = [tensor.data_ptr() for tensor in old.update.optimiser.tensors()]
     assert before == after and losses(old, second)[0] == losses(other, second)[0]
     torch.manual_seed(second.seed)
     assert old.take_over(second, task, *examples(second))
