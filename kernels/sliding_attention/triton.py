@@ -21,7 +21,7 @@ NARROW, WIDE, ALL = (tl.constexpr(n) for n in range(3))  # windows: all blocks a
 
 
 @triton.jit
-def _rows(x, head, t, T, width: tl.constexpr, D: tl.constexpr, WHOLE: tl.constexpr):
+def _rows(x, head, t, T, width, D: tl.constexpr, WHOLE: tl.constexpr = False):
     """Rows t of one head of x (B H, T, width), as (rows, D), zeros outside. WHOLE: no row is."""
     c = tl.arange(0, D)[None, :]
     place = x + head * T * width + t[:, None] * width + c
@@ -32,7 +32,7 @@ def _rows(x, head, t, T, width: tl.constexpr, D: tl.constexpr, WHOLE: tl.constex
 
 
 @triton.jit
-def _store(x, head, t, T, width: tl.constexpr, tile, D: tl.constexpr):
+def _store(x, head, t, T, width, tile, D: tl.constexpr):
     c = tl.arange(0, D)[None, :]
     place = x + head * T * width + t[:, None] * width + c
     tl.store(place, tile.to(x.dtype.element_ty), mask=(t[:, None] < T) & (c < width))
