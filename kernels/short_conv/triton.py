@@ -168,4 +168,5 @@ def short_conv(
     u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None, *, activation: str | None
 ) -> torch.Tensor:
     """See kernels.short_conv."""
+    bias = None if bias is None else bias.contiguous()
     return convolve(u, w.contiguous(), bias, activation or "none")

@@ -58,7 +58,7 @@ def _ends(n, N, L, ROWS: tl.constexpr):
         place, length = n % (L // 4), L // 4
     else:
         place, length = n, N
-    return (place > 0) & (n < N), place + 1 < length
+    return (place > 0) & (n < N), (place + 1 < length) & (n + 1 < N)
 
 
 @triton.jit

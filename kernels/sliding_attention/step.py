@@ -61,7 +61,7 @@ def step(
     position: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """y, and the next keys and values."""
-    q, k, v, keys, values = (t.contiguous() for t in (q, k, v, keys, values))
+    q, k, v, keys, values, position = (t.contiguous() for t in (q, k, v, keys, values, position))
     batch, heads, window, d = keys.shape
     y, new_keys, new_values = torch.empty_like(v), torch.empty_like(keys), torch.empty_like(values)
     widths = {"D": bucket(d, 16, 256), "DV": bucket(v.shape[-1], 16, 256)}

@@ -4,8 +4,8 @@ Scores never reach memory. Forward keeps the logarithm of each softmax's denomin
 from it, in one kernel a block of queries (dq) and one a block of keys (dk, dv), so nothing is added up atomically.
 Softmax statistics and sums are fp32; weights are rounded to the data's type where they enter a product.
 
-Only blocks that the diagonal or the window's far edge crosses look at who sees whom: with narrow heads that costs as
-much as the products. So a loop falls into phases: to the far edge, what every row sees, the diagonal.
+Only blocks that the diagonal or the window's far edge crosses need look at who sees whom: with heads up to 64 wide that
+costs as much as the products. So there the loop falls into phases: the far edge, what every row sees, the diagonal.
 """
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 
@@ -17,7 +17,7 @@ from kernels.linear_attention.sums import sum_gradient
 from kernels.tiles import bucket, precision
 
 LOG2E = 1.4426950408889634
-NARROW, WIDE, ALL = (tl.constexpr(n) for n in range(3))  # windows: all blocks are crossed; some are not; no far edge
+NARROW, WIDE, ALL = (tl.constexpr(n) for n in range(3))  # one loop, as if all were crossed; phases; no far edge
 
 
 @triton.jit
@@ -125,11 +125,11 @@ def forward_kernel(
 
 @triton.jit
 def _descend(
-    acc, query, gradient, norm, delta, k, v, head, low, high, m, T, window, scale,
+    acc, query, gradient, norm, delta, k, v, head, low, high, m, T, window, scale, factor,
     d: tl.constexpr, dv: tl.constexpr, CROSSED: tl.constexpr, WHOLE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq of queries m, but for the scale, over keys low ... high."""
+    """dq of queries m, over keys low ... high. `factor` comes before the rounding: fp16's range is narrow."""
     for block in range(low, high, BLOCK):
         n = block + tl.arange(0, BLOCK)
         key = _rows(k, head, n, T, d, D, WHOLE)
@@ -138,7 +138,7 @@ def _descend(
         if CROSSED:
             s = tl.where((n[None, :] <= m[:, None]) & (n[None, :] > m[:, None] - window), s, float("-inf"))
         slope = tl.dot(gradient, tl.trans(value), input_precision=PRECISION)
-        ds = tl.exp2(s) * (slope + delta[:, None])
+        ds = tl.exp2(s) * (slope + delta[:, None]) * factor
         acc = tl.dot(ds.to(key.dtype), key, acc, input_precision=PRECISION)
     return acc
 
@@ -161,28 +161,28 @@ def queries_kernel(
     first, seen, diagonal, end = _behind(start, T, window, SIGHT, BLOCK)
     if SIGHT != ALL:
         acc = _descend(
-            acc, query, gradient, norm, mean, k, v, head, first, seen, m, T, window, scale, d, dv,
+            acc, query, gradient, norm, mean, k, v, head, first, seen, m, T, window, scale, factor, d, dv,
             True, WHOLE, D, DV, BLOCK, PRECISION,
         )  # fmt: skip
     if SIGHT != NARROW:
         acc = _descend(
-            acc, query, gradient, norm, mean, k, v, head, seen, diagonal, m, T, window, scale, d, dv,
+            acc, query, gradient, norm, mean, k, v, head, seen, diagonal, m, T, window, scale, factor, d, dv,
             False, WHOLE, D, DV, BLOCK, PRECISION,
         )  # fmt: skip
         acc = _descend(
-            acc, query, gradient, norm, mean, k, v, head, diagonal, end, m, T, window, scale, d, dv,
+            acc, query, gradient, norm, mean, k, v, head, diagonal, end, m, T, window, scale, factor, d, dv,
             True, WHOLE, D, DV, BLOCK, PRECISION,
         )  # fmt: skip
-    _store(dq, head, m, T, d, acc * factor, D)
+    _store(dq, head, m, T, d, acc, D)
 
 
 @triton.jit
 def _gather(
-    acc_k, acc_v, key, value, q, dy, lse, delta, head, low, high, n, T, window, scale,
+    acc_k, acc_v, key, value, q, dy, lse, delta, head, low, high, n, T, window, scale, factor,
     d: tl.constexpr, dv: tl.constexpr, CROSSED: tl.constexpr, WHOLE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dk, but for the scale, and dv of keys n, over queries low ... high: scores are formed transposed. Queries past
+    """dk and dv of keys n, over queries low ... high: scores are formed transposed. Queries past
     the end, all zeros, weigh 1 and add nothing."""
     for block in range(low, high, BLOCK):
         m = block + tl.arange(0, BLOCK)
@@ -196,7 +196,7 @@ def _gather(
         weight = tl.exp2(s)
         acc_v = tl.dot(weight.to(gradient.dtype), gradient, acc_v, input_precision=PRECISION)
         slope = tl.dot(value, tl.trans(gradient), input_precision=PRECISION)
-        ds = weight * (slope + mean[None, :])
+        ds = weight * (slope + mean[None, :]) * factor
         acc_k = tl.dot(ds.to(query.dtype), query, acc_k, input_precision=PRECISION)
     return acc_k, acc_v
 
@@ -217,20 +217,20 @@ def keys_kernel(
     acc_v = tl.zeros((BLOCK, DV), tl.float32)
     diagonal, seen, edge, end = _ahead(start, T, window, SIGHT, BLOCK)
     acc_k, acc_v = _gather(
-        acc_k, acc_v, key, value, q, dy, lse, delta, head, diagonal, seen, n, T, window, scale, d, dv,
+        acc_k, acc_v, key, value, q, dy, lse, delta, head, diagonal, seen, n, T, window, scale, factor, d, dv,
         True, WHOLE, D, DV, BLOCK, PRECISION,
     )  # fmt: skip
     if SIGHT != NARROW:
         acc_k, acc_v = _gather(
-            acc_k, acc_v, key, value, q, dy, lse, delta, head, seen, edge, n, T, window, scale, d, dv,
+            acc_k, acc_v, key, value, q, dy, lse, delta, head, seen, edge, n, T, window, scale, factor, d, dv,
             False, WHOLE, D, DV, BLOCK, PRECISION,
         )  # fmt: skip
     if SIGHT == WIDE:
         acc_k, acc_v = _gather(
-            acc_k, acc_v, key, value, q, dy, lse, delta, head, edge, end, n, T, window, scale, d, dv,
+            acc_k, acc_v, key, value, q, dy, lse, delta, head, edge, end, n, T, window, scale, factor, d, dv,
             True, WHOLE, D, DV, BLOCK, PRECISION,
         )  # fmt: skip
-    _store(dk, head, n, T, d, acc_k * factor, D)
+    _store(dk, head, n, T, d, acc_k, D)
     _store(dvalue, head, n, T, dv, acc_v, DV)
 
 

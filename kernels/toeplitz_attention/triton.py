@@ -9,8 +9,8 @@ The tile of w depends on the distance of two blocks alone. So a program takes se
 is fetched once; and the filter is first laid out as a band of its matrix, of which every tile is a block of rows:
 fetched without index arithmetic, which would cost more than the products. The gradient of the filter sums
 (q k^T) * (dy v^T) over all batch rows and pairs of blocks at one distance, and then along diagonals, a share of the
-rows a program. Weights are rounded to the type of the data (in fp16, whose range is narrow, only their products with
-scores are); sums are fp32.
+rows a program. The filter is rounded to bf16 where the data is, and its products with scores to the type of the data;
+sums are fp32.
 """
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 # pyright: reportAttributeAccessIssue=false
@@ -40,7 +40,7 @@ def _tile(x, t, e, T, D, x_t, x_d, WHOLE: tl.constexpr):
 @triton.jit
 def bands_kernel(taps, bands, K, rows, zero, AHEAD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
     """bands (H, rows, BN): row zero + x holds taps[x - y], y < BN; AHEAD: taps[y - x]; 0 where there is no such tap."""
-    h = tl.program_id(1)
+    h = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * BM + tl.arange(0, BM)[:, None]
     y = tl.arange(0, BN)[None, :]
     tap = y - row + zero if AHEAD else row - zero - y

@@ -43,9 +43,24 @@ def test_without_bias_and_channel_first(where):
     verify(kernels.short_conv, oracle, {"u": u, "w": torch.randn(3, 4).double()}, **where)
 
 
+def test_a_bias_in_any_layout(where):
+    torch.manual_seed(2)
+    given = {"u": torch.randn(1, 3, 9), "w": torch.randn(3, 2), "bias": torch.randn(3, 2)[:, 0]}
+    given = {name: t.to(where["device"]) for name, t in given.items()}
+    y = kernels.short_conv(**given, backend="triton")
+    assert torch.allclose(y, kernels.short_conv(**given, backend="torch"), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "batch, channels, length, width, activation",
-    [(4, 2, 63, 5, None), (8, 1, 130, 3, "silu"), (4, 3, 4, 4, "gelu"), (4, 1, 7, 2, None), (4, 2, 5, 1, "silu")],
+    [
+        (4, 2, 63, 5, None),
+        (4, 2, 20, 5, "silu"),
+        (8, 1, 130, 3, "silu"),
+        (4, 3, 4, 4, "gelu"),
+        (4, 1, 7, 2, None),
+        (4, 2, 5, 1, "silu"),
+    ],
 )
 @pytest.mark.parametrize("stored", ["channels first", "batch first", "channels last"])
 @pytest.mark.parametrize("repeats", [1, 2, 4])

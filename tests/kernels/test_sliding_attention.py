@@ -44,6 +44,21 @@ def test_reference_is_exact(batch, h, length, d, dv, window):
     assert relative_error(sliding_attention(**given, window=window), oracle(**given, window=window)) < 1e-10
 
 
+def test_large_gradients_in_half_precision():
+    """Gradients of scores beyond the range of fp16, of q and k within it."""
+    torch.manual_seed(0)
+    given = [(torch.randn(1, 1, 20, 64) * size).half().to(HERE) for size in (0.3, 0.3, 4.0)]
+    dy = (torch.randn(1, 1, 20, 64, generator=torch.Generator().manual_seed(1)) * 8192).half().to(HERE)
+
+    def gradients(tensors, run, dy):
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        return torch.autograd.grad(run(*leaves, 8), leaves, dy)
+
+    got = gradients(given, lambda *args: sliding_attention(*args, backend="triton"), dy)
+    want = gradients([t.double() for t in given], oracle, dy.double())
+    assert all(relative_error(a, b) < 5e-3 for a, b in zip(got, want, strict=True))
+
+
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("window", [1, 5, 40])
 def test_step_by_step_through_the_ring(backend, window):
@@ -51,7 +66,7 @@ def test_step_by_step_through_the_ring(backend, window):
     want = oracle(**given, window=window)
     keys = torch.full((2, 3, window, 20), float("nan"), device=HERE)  # what was never written must not matter
     values = torch.full((2, 3, window, 24), float("nan"), device=HERE)
-    cache, position = (keys, values), torch.zeros(2, dtype=torch.int64, device=HERE)
+    cache, position = (keys, values), torch.zeros(1, dtype=torch.int64, device=HERE).expand(2)
     for t in range(23):
         q, k, v = (x[:, :, t] for x in given.values())
         y, cache = sliding_step(q, k, v, cache, position, backend=backend)
