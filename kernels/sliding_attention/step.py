@@ -5,9 +5,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.sliding_attention.triton import LOG2E
 from kernels.tiles import bucket
-
-LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -15,13 +14,13 @@ def step_kernel(
     q, k, v, keys, values, position, y, new_keys, new_values, H, W, scale, d, dv,
     D: tl.constexpr, DV: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """One head of one sequence: streams the ring through, with the newest key and value in their slot."""
+    """One head of one sequence: streams the ring through, the newest key and value in their slot. scale: to base 2."""
     head = tl.program_id(0).to(tl.int64)
     seen = tl.load(position + head // H)
     newest = seen % W
     c = tl.arange(0, D)
     cv = tl.arange(0, DV)
-    query = tl.load(q + head * d + c, mask=c < d, other=0.0).to(tl.float32) * (scale * LOG2E)
+    query = tl.load(q + head * d + c, mask=c < d, other=0.0).to(tl.float32) * scale
     key = tl.load(k + head * d + c, mask=c < d, other=0.0)
     value = tl.load(v + head * dv + cv, mask=cv < dv, other=0.0)
     highest = tl.full((1,), float("-inf"), tl.float32)
@@ -66,7 +65,7 @@ def step(
     y, new_keys, new_values = torch.empty_like(v), torch.empty_like(keys), torch.empty_like(values)
     widths = {"D": bucket(d, 16, 256), "DV": bucket(v.shape[-1], 16, 256)}
     step_kernel[(batch * heads,)](
-        q, k, v, keys, values, position, y, new_keys, new_values, heads, window, d**-0.5, d, v.shape[-1],
+        q, k, v, keys, values, position, y, new_keys, new_values, heads, window, d**-0.5 * LOG2E, d, v.shape[-1],
         **widths, BN=bucket(window, 16, 4096 // max(widths.values())),
     )  # fmt: skip
     return y, new_keys, new_values

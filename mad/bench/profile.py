@@ -8,7 +8,6 @@ operations that were fused into them. On a GPU the sum may exceed the time of a 
 import argparse
 import time
 from collections import defaultdict
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -91,5 +90,5 @@ def table(run: Run, ms: float, kernels: dict[str, tuple[float, float]], top: int
     return shown
 
 
-def _short(name: str, most: int = 90) -> Any:
+def _short(name: str, most: int = 90) -> str:
     return name if len(name) <= most else name[: most - 3] + "..."

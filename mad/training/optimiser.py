@@ -19,9 +19,8 @@ class AdamW:
 
     def __init__(self, parameters: Sequence[torch.Tensor], lr: torch.Tensor, weight_decay: float):
         self.parameters, self.lr = list(parameters), lr
-        size = piece_size(self.parameters)
-        self.pieces = [list(_cut(p.detach(), size)) for p in self.parameters]
-        self._size = size
+        self._size = piece_size(self.parameters)
+        self.pieces = [list(_cut(p.detach(), self._size)) for p in self.parameters]
         self._adamw = torch.optim.AdamW(
             [piece for pieces in self.pieces for piece in pieces],
             lr=lr,
@@ -66,8 +65,7 @@ class AdamW:
             for group in self._adamw.param_groups:
                 group["lr"] = self.lr
             return
-        flat = [piece for pieces in self.pieces for piece in pieces]
-        for index, piece in enumerate(flat):
+        for index, piece in enumerate(self._adamw.param_groups[0]["params"]):
             for key, tensor in self._adamw.state[piece].items():
                 tensor.copy_(saved["state"][index][key])
 
