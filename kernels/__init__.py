@@ -23,6 +23,7 @@ from kernels.block_diagonal_matmul import block_diagonal_glu, block_diagonal_mat
 from kernels.checks import use_backend, wide
 from kernels.delta_rule import delta_rule
 from kernels.fft_conv import fft_conv
+from kernels.gated_mlp import gated_mlp
 from kernels.hedgehog_attention import hedgehog_attention
 from kernels.linear_attention import linear_attention
 from kernels.monarch_matmul import monarch_matmul
@@ -39,6 +40,7 @@ __all__ = [
     "block_diagonal_matmul",
     "delta_rule",
     "fft_conv",
+    "gated_mlp",
     "hedgehog_attention",
     "linear_attention",
     "monarch_matmul",

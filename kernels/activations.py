@@ -7,7 +7,8 @@ import triton.language as tl
 
 @triton.jit
 def _sigmoid(x):
-    return 1 / (1 + tl.exp(-x))
+    root = tl.rsqrt(1 + tl.exp2(x * -1.4426950408889634))  # a division and tl.exp look out for the smallest numbers
+    return root * root
 
 
 @triton.jit

@@ -85,6 +85,13 @@ def wide(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def mixed(x: torch.Tensor) -> torch.Tensor:
+    """x in the type that autocast gives to products where x lies; outside of autocast, as it is."""
+    kind = x.device.type
+    enabled = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return x.to(torch.get_autocast_dtype(kind)) if enabled else x
+
+
 def check_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     """Raise ValueError unless q and k are (B, H, T, d) and v (B, H, T, dv)."""
     if v.dim() != 4 or q.shape != k.shape or q.shape[:3] != v.shape[:3]:

@@ -3,7 +3,7 @@
 import torch
 
 from kernels.block_diagonal_matmul import reference
-from kernels.checks import use_triton
+from kernels.checks import mixed, use_triton
 from mad.registry import unknown
 
 
@@ -24,6 +24,7 @@ def block_diagonal_matmul(x: torch.Tensor, w: torch.Tensor, *, backend: str = "a
         ValueError: x's last dimension is not G * I, or an unknown backend.
     """
     check(x, w)
+    x = mixed(x)
     if use_triton(backend, x, w):
         from kernels.block_diagonal_matmul import triton
 
@@ -55,6 +56,7 @@ def block_diagonal_glu(
         raise ValueError(f"expected gate and value of one shape, got {tuple(gate.shape)} and {tuple(value.shape)}")
     if activation not in reference.ACTIVATIONS:
         raise unknown("activation", activation, reference.ACTIVATIONS)
+    x = mixed(x)
     if use_triton(backend, x, gate, value):
         from kernels.block_diagonal_matmul import triton
 
