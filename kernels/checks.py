@@ -88,8 +88,7 @@ def wide(x: torch.Tensor) -> torch.Tensor:
 def mixed(x: torch.Tensor) -> torch.Tensor:
     """x in the type that autocast gives to products where x lies; outside of autocast, as it is."""
     kind = x.device.type
-    enabled = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return x.to(torch.get_autocast_dtype(kind)) if enabled else x
+    return x.to(torch.get_autocast_dtype(kind)) if kind != "meta" and torch.is_autocast_enabled(kind) else x
 
 
 def check_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:

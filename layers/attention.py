@@ -35,10 +35,7 @@ class Attention(Layer):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)  # (B, H, T, d)
         if self.rotary is not None:
             q, k = self.rotary(q), self.rotary(k)
-        if self.window is None or self.window >= x.shape[1]:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:
-            y = kernels.sliding_attention(q, k, v, self.window)
+        y = kernels.sliding_attention(q, k, v, self.window or x.shape[1])
         return self.out(y.transpose(1, 2).flatten(2))
 
     def init_state(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:

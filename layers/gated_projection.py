@@ -34,7 +34,7 @@ class GatedProjection(nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         batch, length, _ = x.shape
-        z = torch.addmm(self.linear.bias.unsqueeze(-1), self.linear.weight, x.flatten(0, 1).t())  # (narrow, B T)
+        z = of_columns(self.linear, x.flatten(0, 1).t())  # (narrow, B T)
         z = z.view(self.narrow, batch, length).transpose(0, 1)  # (B, narrow, T)
         streams = zip(
             z.chunk(self.streams, dim=1), self.taps.chunk(self.streams), self.bias.chunk(self.streams), strict=True
@@ -59,8 +59,15 @@ class GatedProjection(nn.Module):
 def to_tokens(linear: nn.Linear, y: torch.Tensor) -> torch.Tensor:
     """linear(y) for channel-first y (B, C, T) -> (B, T, dim), as one product that reads y as it lies in memory, and
     gives it a gradient of the same layout."""
-    z = torch.addmm(linear.bias.unsqueeze(-1), linear.weight, y.transpose(0, 1).flatten(1))  # (dim, B T)
+    z = of_columns(linear, y.transpose(0, 1).flatten(1))  # (dim, B T)
     return z.view(len(linear.weight), y.shape[0], y.shape[2]).permute(1, 2, 0)
+
+
+def of_columns(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """linear of x's columns, (inputs, N) -> (outputs, N). The bias by itself, as compiled code adds it with what comes
+    next; `addmm` would first write it to all of the result."""
+    z = linear.weight @ x
+    return z + linear.bias.unsqueeze(-1).to(z.dtype)
 
 
 def convolution_step(past: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
