@@ -11,7 +11,27 @@ import triton
 import triton.language as tl
 
 from kernels.activations import activate, slope
-from kernels.tiles import bucket, precision
+from kernels.tiles import bucket
+
+
+@triton.jit
+def _both(first, WIDTH, BW: tl.constexpr):
+    """BW rows of the gate and as many of the value: their places in `up` and dz, and in the width."""
+    c = tl.arange(0, 2 * BW)
+    w = first + c % BW
+    return tl.where(c < BW, w, WIDTH + w), w
+
+
+@triton.jit
+def _weights(up, i, places, w, IN, WIDTH):
+    """(i, places) of up's transpose."""
+    inside = (i[:, None] < IN) & (w[None, :] < WIDTH)
+    return tl.load(up + places[None, :] * IN + i[:, None], mask=inside, other=0.0)
+
+
+@triton.jit
+def _halves(z, BN: tl.constexpr, BW: tl.constexpr):
+    return tl.split(tl.permute(tl.reshape(z, (BN, 2, BW)), (0, 2, 1)))
 
 
 @triton.jit
@@ -22,23 +42,16 @@ def _tile(x, rows, columns, N, C):
 
 
 @triton.jit
-def _turned(x, columns, rows, N, C):
-    """(columns, rows) of contiguous x (N, C)."""
-    inside = (rows[None, :] < N) & (columns[:, None] < C)
-    return tl.load(x + rows[None, :] * C + columns[:, None], mask=inside, other=0.0)
-
-
-@triton.jit
-def _put(x, rows, columns, N, C, row, value):
-    """Into (rows, columns) of x (N, C), whose rows are `row` apart."""
+def _put(x, rows, columns, N, C, value):
+    """Into (rows, columns) of contiguous x (N, C)."""
     inside = (rows[:, None] < N) & (columns[None, :] < C)
-    tl.store(x + rows[:, None] * row + columns[None, :], value.to(x.dtype.element_ty), mask=inside)
+    tl.store(x + rows[:, None] * C + columns[None, :], value.to(x.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def forward_kernel(
     x, up, down, y, N, IN, WIDTH, OUT, ACTIVATION: tl.constexpr,
-    BN: tl.constexpr, BI: tl.constexpr, BW: tl.constexpr, BO: tl.constexpr, PRECISION: tl.constexpr,
+    BN: tl.constexpr, BI: tl.constexpr, BW: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     start = tl.program_id(0).to(tl.int64) * BN
     rows, i, o, left = tl.arange(0, BN), tl.arange(0, BI), tl.arange(0, BO), N - start
@@ -46,17 +59,17 @@ def forward_kernel(
     total = tl.zeros((BN, BO), tl.float32)
     for first in range(0, WIDTH, BW):
         w = first + tl.arange(0, BW)
-        a = tl.dot(tile, _turned(up, i, w, WIDTH, IN), input_precision=PRECISION)
-        b = tl.dot(tile, _turned(up + WIDTH * IN, i, w, WIDTH, IN), input_precision=PRECISION)
+        places, both = _both(first, WIDTH, BW)
+        a, b = _halves(tl.dot(tile, _weights(up, i, places, both, IN, WIDTH), input_precision="ieee"), BN, BW)
         h = (activate(a, ACTIVATION) * b).to(x.dtype.element_ty)
-        total = tl.dot(h, _turned(down, w, o, OUT, WIDTH), total, input_precision=PRECISION)
-    _put(y + start * OUT, rows, o, left, OUT, OUT, total)
+        total = tl.dot(h, tl.trans(_tile(down, o, w, OUT, WIDTH)), total, input_precision="ieee")
+    _put(y + start * OUT, rows, o, left, OUT, total)
 
 
 @triton.jit
 def backward_kernel(
     x, up, down, dy, dx, dz, h, N, IN, WIDTH, OUT, ACTIVATION: tl.constexpr,
-    BN: tl.constexpr, BI: tl.constexpr, BW: tl.constexpr, BO: tl.constexpr, PRECISION: tl.constexpr,
+    BN: tl.constexpr, BI: tl.constexpr, BW: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """dx, and for the weights' gradients dz = [da, db] (N, 2 WIDTH) and h = activation(a) b (N, WIDTH)."""
     start = tl.program_id(0).to(tl.int64) * BN
@@ -68,27 +81,24 @@ def backward_kernel(
     total = tl.zeros((BN, BI), tl.float32)
     for first in range(0, WIDTH, BW):
         w = first + tl.arange(0, BW)
-        gate = _turned(up, i, w, WIDTH, IN)
-        value = _turned(up + WIDTH * IN, i, w, WIDTH, IN)
-        a = tl.dot(tile, gate, input_precision=PRECISION)
-        b = tl.dot(tile, value, input_precision=PRECISION)
+        places, both = _both(first, WIDTH, BW)
+        weights = _weights(up, i, places, both, IN, WIDTH)
+        a, b = _halves(tl.dot(tile, weights, input_precision="ieee"), BN, BW)
+        dh = tl.dot(gradient, _tile(down, o, w, OUT, WIDTH), input_precision="ieee")
         active = activate(a, ACTIVATION)
-        _put(h, rows, w, left, WIDTH, WIDTH, active * b)
-        dh = tl.dot(gradient, _tile(down, o, w, OUT, WIDTH), input_precision=PRECISION)
-        db = (dh * active).to(x.dtype.element_ty)
-        _put(dz + WIDTH, rows, w, left, WIDTH, 2 * WIDTH, db)
-        total = tl.dot(db, tl.trans(value), total, input_precision=PRECISION)
-        da = (dh * b * slope(a, ACTIVATION)).to(x.dtype.element_ty)
-        _put(dz, rows, w, left, WIDTH, 2 * WIDTH, da)
-        total = tl.dot(da, tl.trans(gate), total, input_precision=PRECISION)
-    _put(dx + start * IN, rows, i, left, IN, IN, total)
+        _put(h, rows, w, left, WIDTH, active * b)
+        halves = tl.join(dh * b * slope(a, ACTIVATION), dh * active)
+        gradients = tl.reshape(tl.permute(halves, (0, 2, 1)), (BN, 2 * BW)).to(x.dtype.element_ty)
+        inside = (rows[:, None] < left) & (both[None, :] < WIDTH)
+        tl.store(dz + rows[:, None] * (2 * WIDTH) + places[None, :], gradients, mask=inside)
+        total = tl.dot(gradients, tl.trans(weights), total, input_precision="ieee")
+    _put(dx + start * IN, rows, i, left, IN, total)
 
 
 def tiling(inputs: int, outputs: int, dtype: torch.dtype) -> dict:
-    """Blocks of rows, inputs, width and outputs, warps and pipeline stages: on an H100 the fastest of eleven at all of
-    MAD's lengths, forward (but within 0.3 us) and backward."""
-    options = {"BI": bucket(inputs), "BO": bucket(outputs), "PRECISION": precision(dtype)}
-    if dtype == torch.float32:
+    """Blocks of rows, inputs, width and outputs, warps and pipeline stages, as an H100 showed at MAD's lengths."""
+    options = {"BI": bucket(inputs), "BO": bucket(outputs)}
+    if dtype == torch.float32:  # for those who insist: without matrix units, whose three products a product do not fit
         return options | {"BN": 16, "BW": 16, "num_warps": 8, "num_stages": 1}
     return options | {"BN": 64, "BW": 32, "num_warps": 4, "num_stages": 3}
 
