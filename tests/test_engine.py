@@ -237,6 +237,8 @@ def test_a_process_is_given_one_run_until_it_has_said_how_many_it_takes():
         assert worker.room == 1
         run = training.prepare(TINY)
         worker.start(run)
+        worker.lanes = 0  # fewer than it has: one more did not pay
+        assert worker.room == 0
         worker.lanes, said = 7, []
         deadline = time.monotonic() + 60
         while not said and time.monotonic() < deadline:

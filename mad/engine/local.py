@@ -36,7 +36,8 @@ class Local(Engine):
     Args:
         work, retries, retry_on: see Engine.
         workers: processes; None: one per core, or on CUDA one per device (more share the devices in turn).
-        lanes: runs at once in a process, for training; None: 1, or on CUDA up to 8, one for each 8 GB of free memory.
+        lanes: runs at once in a process, for training; None: 1, or on CUDA as many as make all of them faster, measured
+            while they train: at most 8, and one for each 8 GB of free memory.
         timeout: seconds a run may take, what other lanes do meanwhile included; None: any.
         memory: GB a worker on a CPU may allocate (Linux); None: what there is.
     """

@@ -45,7 +45,7 @@ class Worker:
     @property
     def room(self) -> int:
         """Runs it takes now."""
-        return self.lanes - len(self.runs)
+        return max(0, self.lanes - len(self.runs))
 
     def start(self, run: Run) -> None:
         self._fresh()

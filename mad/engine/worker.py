@@ -77,20 +77,20 @@ def execute(run: Run, timeout: float | None) -> Outcome:
 
 
 def serve(lanes: int | None, timeout: float | None) -> None:
-    """Train the runs that come, `lanes` or as many as there is memory for at once, until nobody sends any more."""
+    """Train the runs that come, `lanes` or as many as pay at once, until nobody sends any more."""
     assert _told is not None and _trace is not None
     from mad import training
 
     told, traces = _told, Path(_trace.name).parent
-    number = lanes or training.how_many()
-    told.send({LANES: number})
+    pace = training.Pace(lanes or training.how_many(), lanes or 1, tell=lambda lanes: told.send({LANES: lanes}))
+    told.send({LANES: pace.lanes})
     turn = traces / f"{os.getpid()}{TURN}"
     turn.write_bytes(b" " * 16)
     checkpoints = None if _checkpoints is None else training.Checkpoints(_checkpoints)
     with turn.open("r+b") as file, mmap.mmap(file.fileno(), 16) as whose:
         for ended in training.interleave(
             _handed_out(),
-            number,
+            pace,
             lambda run, progress: told.send({RUN: run.id, **progress}),
             checkpoints,
             timeout,

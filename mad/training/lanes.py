@@ -5,6 +5,7 @@ runs are interleaved. They share no numbers: a run's record is the one that it w
 """
 
 import gc
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -19,20 +20,21 @@ from mad.records import Record
 from mad.training import host
 from mad.training.checkpoint import Checkpoints
 from mad.training.loop import Kept, under_way
+from mad.training.pace import Pace
 from mad.training.prepare import prepare
 from mad.training.trainer import Reading
 
 IDLE = 0.0002  # seconds between two looks, where every lane waits for the device
 SLOW = 0.02  # the same, where there is no run to be had
 
-MOST = 8  # lanes; on an H100 eight are 2 to 10 % faster than four, for small models: python -m mad.bench lanes
+MOST = 8  # lanes that may be tried: python -m mad.bench lanes
 EACH = 8e9  # bytes a lane is given; the MAD protocol's longest runs take 3 to 5e9
 
 Progress = Callable[[Run, dict[str, Any]], None]
 
 
 def how_many() -> int:
-    """Lanes that this process's GPU has free memory for; without one, 1."""
+    """Lanes that this process's GPU has free memory for, at most; without one, 1."""
     if not torch.cuda.is_available():
         return 1
     free, _ = torch.cuda.mem_get_info()
@@ -51,7 +53,7 @@ class Ended(NamedTuple):
 
 def train_lanes(
     runs: Iterable[Run | Mapping[str, Any]],
-    lanes: int = 4,
+    lanes: int | None = None,
     on_progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> Iterator[Record]:
@@ -59,7 +61,8 @@ def train_lanes(
 
     Args:
         runs: Runs, or nested mappings with their keys.
-        lanes: runs under way at once; fewer, where they do not fit into the GPU's memory.
+        lanes: runs under way at once; fewer, where they do not fit into the GPU's memory. None: on a GPU as many as
+            make all of them faster, which is measured while they train; else one.
         on_progress, checkpoints: as of `train`; progress comes with its run.
 
     Returns:
@@ -69,10 +72,10 @@ def train_lanes(
         ValueError: a run that cannot be, or fewer than one lane, before any begins.
         Exception: what the first run that failed has raised, once the others are through.
     """
-    if not isinstance(lanes, int) or lanes < 1:
+    if lanes is not None and (not isinstance(lanes, int) or lanes < 1):
         raise ValueError(f"lanes must be a whole number of at least 1, got {lanes!r}")
     prepared = sorted(map(prepare, runs), key=by_shape)
-    return _records(interleave(iter(prepared), lanes, on_progress, checkpoints))
+    return _records(interleave(iter(prepared), lanes or Pace(how_many()), on_progress, checkpoints))
 
 
 def _records(ended: Iterator[Ended]) -> Iterator[Record]:
@@ -95,11 +98,12 @@ class Lane:
     steps: Any = None
     scope: Any = None
     waiting: Reading | None = None
+    queued: int = 0  # steps since the last evaluation
     began: float = 0.0
     advanced: bool = False  # whether the run has come so far as to take memory
 
     def begin(self, run: Run, tell: Progress, checkpoints: Checkpoints | None) -> None:
-        self.run, self.began, self.waiting, self.advanced = run, time.perf_counter(), None, False
+        self.run, self.began, self.waiting, self.advanced, self.queued = run, time.perf_counter(), None, False, 0
         self.scope = host.Scope(run.seed, run.device, run.train.deterministic, self.place)
         self.steps = under_way(run, lambda progress: tell(run, progress), checkpoints, self.kept)
 
@@ -118,6 +122,7 @@ class Lane:
             with self.scope:
                 self.waiting = next(self.steps)
             self.advanced = True
+            self.queued += self.waiting is None
             return None
         except StopIteration as stop:
             record = stop.value
@@ -137,7 +142,7 @@ class Lane:
 
 def interleave(
     source: Iterator[Run | None],
-    lanes: int,
+    lanes: int | Pace,
     on_progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
     timeout: float | None = None,
@@ -148,7 +153,7 @@ def interleave(
 
     Args:
         source: None means: nothing for now.
-        lanes: how many runs may be under way.
+        lanes: how many runs may be under way; a Pace finds out how many should.
         timeout: seconds after which a run is given up, with a TimeoutError; all that the other lanes do counts.
         on_turn: called each time before a run goes on.
         on_begin: called as a run begins, with True, and with False where it must wait after all, for want of memory.
@@ -158,12 +163,14 @@ def interleave(
     """
     tell = on_progress or (lambda run, progress: None)
     all_lanes: list[Lane] = []
+    pace = lanes if isinstance(lanes, Pace) else Pace(lanes, first=lanes)
     memory = _Memory()
     exhausted = False
     while True:
         busy = [lane for lane in all_lanes if lane.run is not None]
+        pace.look(time.perf_counter())
         while memory.back or not exhausted:
-            if len(busy) >= min(lanes, memory.room):
+            if len(busy) >= min(pace.lanes, memory.room):
                 break
             try:
                 run = memory.back.popleft() if memory.back else next(source)
@@ -176,6 +183,7 @@ def interleave(
             lane = _lane(all_lanes, run)
             lane.begin(run, tell, checkpoints)
             on_begin(run, True)
+            pace.began(id(lane), _shape(run), time.perf_counter())
             busy.append(lane)
         if not busy:
             if exhausted:
@@ -187,13 +195,20 @@ def interleave(
             if lane.run is None:
                 continue
             on_turn(lane.run)
-            if lane.waiting is not None and not lane.waiting.ready():
-                continue
+            if lane.waiting is not None:
+                if not lane.waiting.ready():
+                    continue
+                pace.evaluated(id(lane), lane.queued, time.perf_counter())
+                lane.queued = 0
             moved = True
             ended = lane.advance(timeout)
             if ended is None:
                 continue
+            pace.ended(id(lane))
             if ended.error is not None and out_of_memory(ended.error) and memory.free(ended, all_lanes, on_begin):
+                for other in all_lanes:
+                    if other.run is None:
+                        pace.ended(id(other))
                 break
             yield ended
         if not moved:
@@ -240,6 +255,11 @@ class _Memory:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return True
+
+
+def _shape(run: Run) -> str:
+    """What the time of a step depends on, nearly."""
+    return json.dumps([vars(run.arch), run.train.batch_size])
 
 
 def _lane(lanes: list[Lane], run: Run) -> Lane:

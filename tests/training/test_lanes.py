@@ -41,6 +41,21 @@ def test_lanes_change_no_record(lanes):
         assert records[record.run_id] == outcome(record)
 
 
+def test_how_many_pay_is_found_out_and_changes_no_record():
+    told, given = [], [training.prepare(run) for run in runs(6, train=TINY["train"] | {"steps": 24})]
+    ended = list(interleave(iter(given), training.Pace(3, tell=told.append)))
+    assert told and told[0] == 2  # nothing to compare the first with
+    assert {end.run.id: outcome(end.record) for end in ended} == {r.id: outcome(training.train(r)) for r in given}
+
+
+def test_without_a_gpu_it_is_one_at_a_time_unless_told(monkeypatch):
+    seen = []
+    monkeypatch.setattr(interleaving, "interleave", lambda runs, lanes, *rest: seen.append(lanes) or iter(()))
+    list(training.train_lanes(runs(2)))
+    list(training.train_lanes(runs(2), 5))
+    assert seen[0].lanes == seen[0].most == 1 and seen[1] == 5
+
+
 def test_runs_are_interleaved_and_progress_comes_with_its_run():
     told = []
     list(training.train_lanes(runs(2), 2, lambda run, progress: told.append((run.seed, progress["step"]))))
