@@ -64,10 +64,10 @@ def to_tokens(linear: nn.Linear, y: torch.Tensor) -> torch.Tensor:
 
 
 def of_columns(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """linear of x's columns, (inputs, N) -> (outputs, N). The bias by itself, as compiled code adds it with what comes
+    """linear of x's columns, (inputs, N) -> (outputs, N). A bias by itself, as compiled code adds it with what comes
     next; `addmm` would first write it to all of the result."""
     z = linear.weight @ x
-    return z + linear.bias.unsqueeze(-1).to(z.dtype)
+    return z if linear.bias is None else z + linear.bias.unsqueeze(-1).to(z.dtype)
 
 
 def convolution_step(past: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:

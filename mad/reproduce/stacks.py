@@ -34,6 +34,11 @@ BASED: dict[str, Model] = {
         Knob("window", 33, "w", less=1),  # a published window leaves out the query's own token
     ),
     "based": ([CONV, {"name": "based"}], Knob("feature_dim", 16, "f")),
+    # which widths and how many states its published sizes are is not known: ours stands beside them
+    "mamba": ([{"name": "mamba", "num_states": 16}] * 2, None),
+    "deltanet": ([CONV, {"name": "delta_net"}], None),
+    "gated_deltanet": ([CONV, {"name": "gated_delta_net"}], None),
+    "gla": ([CONV, {"name": "gla", "num_heads": 2, "expand_k": 0.5}], None),
     "hyena": ([HYENA] * 2, None),
 }
 ZOOLOGY: dict[str, Model] = {

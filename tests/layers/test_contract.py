@@ -20,6 +20,9 @@ EXTRA = [
     {"name": "attention", "rope": False},
     {"name": "sliding_attention", "window": 5},
     {"name": "monarch_mixer", "causal": False},
+    {"name": "gla", "num_heads": 2, "expand_k": 0.5, "temperature": 1.0},
+    {"name": "mamba", "expansion": 1, "num_states": 16, "kernel_size": 3, "rank": 2},
+    {"name": "delta_net", "num_heads": 1, "expand_v": 2, "kernel_size": 1},
     {"name": "linear_attention", "feature_map": "elu", "rope": True, "num_heads": 4},
     *(
         {"name": "linear_attention", "feature_map": name, "num_heads": 4, "normalize": name != "identity"}
