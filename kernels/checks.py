@@ -86,9 +86,11 @@ def wide(x: torch.Tensor) -> torch.Tensor:
 
 
 def mixed(x: torch.Tensor) -> torch.Tensor:
-    """x in the type that autocast gives to products where x lies; outside of autocast, as it is."""
+    """x in the type that autocast gives to products where x lies; fp64, and outside of autocast, as it is."""
     kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if kind != "meta" and torch.is_autocast_enabled(kind) else x
+    if kind == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
 
 
 def check_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:

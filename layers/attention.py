@@ -35,7 +35,7 @@ class Attention(Layer):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)  # (B, H, T, d)
         if self.rotary is not None:
             q, k = self.rotary(q), self.rotary(k)
-        y = kernels.sliding_attention(q, k, v, self.window or x.shape[1])
+        y = kernels.sliding_attention(q, k, v, self.window or self.max_length)
         return self.out(y.transpose(1, 2).flatten(2))
 
     def init_state(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,7 +18,7 @@ def block_diagonal_matmul(x: torch.Tensor, w: torch.Tensor, *, backend: str = "a
         backend: "auto" | "torch" | "triton".
 
     Returns:
-        (..., G * O), of x's type: products of w rounded to it, sums in fp32.
+        (..., G * O), of x's type, under autocast of its: products of w rounded to it, sums in fp32.
 
     Raises:
         ValueError: x's last dimension is not G * I, or an unknown backend.
@@ -46,7 +46,7 @@ def block_diagonal_glu(
         backend: "auto" | "torch" | "triton".
 
     Returns:
-        (..., G * O), of x's type.
+        (..., G * O), of x's type, under autocast of its.
 
     Raises:
         ValueError: shapes that do not fit together, an unknown activation or backend.

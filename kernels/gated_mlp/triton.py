@@ -149,7 +149,8 @@ def differentiate(ctx, dy):
     x, up, down = ctx.saved_tensors
     dy = dy.contiguous()
     dx, dz, h = backward(x, up, down, dy, ctx.activation)
-    return dx, dz.t() @ x, dy.t() @ h, None
+    _, trains_up, trains_down, _ = ctx.needs_input_grad
+    return dx, dz.t() @ x if trains_up else None, dy.t() @ h if trains_down else None, None
 
 
 forward.register_autograd(differentiate, setup_context=save)
@@ -158,7 +159,7 @@ forward.register_autograd(differentiate, setup_context=save)
 def gated_mlp(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor, *, activation: str) -> torch.Tensor:
     """See kernels.gated_mlp."""
     out, width = down.shape
-    rows, up, down = x.reshape(-1, x.shape[-1]), up.to(x.dtype).view(2, width, -1), down.to(x.dtype)
+    rows, up, down = x.reshape(-1, x.shape[-1]), up.to(x.dtype).view(2, width, x.shape[-1]), down.to(x.dtype)
     rows, up, down = _filled_up(rows, -1), _filled_up(_filled_up(up, -1), 1), _filled_up(_filled_up(down, -1), 0)
     y = forward(rows.contiguous(), up.flatten(0, 1).contiguous(), down.contiguous(), activation)
     return y[:, :out].reshape(*x.shape[:-1], out)

@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.checks import check_attention, use_triton
+from kernels.checks import check_attention, mixed, use_triton
 from kernels.sliding_attention import reference
 
 NARROW = 32  # heads up to which plain causal attention, in 16 bits, is faster here than flash attention (on an H100)
@@ -24,7 +24,8 @@ def sliding_attention(
             heads are wider than 32, or data is fp32.
 
     Returns:
-        (B, H, T, dv), of v's type; softmax and sums in fp32 (torch: as scaled_dot_product_attention has them).
+        (B, H, T, dv), of v's type, under autocast of its; softmax and sums in fp32 (torch: as
+        scaled_dot_product_attention has them).
 
     Raises:
         ValueError: shapes that do not fit together, a window below 1, or an unknown backend.
@@ -32,6 +33,7 @@ def sliding_attention(
     check_attention(q, k, v)
     if window < 1:
         raise ValueError(f"window must be at least 1 (the query's own key), got {window}")
+    q, k, v = mixed(q), mixed(k), mixed(v)
     if window >= q.shape[2]:
         widest = 0 if v.dtype == torch.float32 else NARROW
     else:

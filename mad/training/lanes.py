@@ -183,7 +183,7 @@ def interleave(
             lane = _lane(all_lanes, run)
             lane.begin(run, tell, checkpoints)
             on_begin(run, True)
-            pace.began(id(lane), _shape(run), time.perf_counter())
+            pace.began(id(lane), _shape(run))
             busy.append(lane)
         if not busy:
             if exhausted:

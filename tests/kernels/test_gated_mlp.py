@@ -50,6 +50,17 @@ def test_weights_may_be_wider_than_the_data(where):
            wide=("up", "down"), **where)  # fmt: skip
 
 
+def test_frozen_weights_have_no_gradient_and_change_no_other(where):
+    given = {name: t.to(where["device"]).float() for name, t in tensors((40, 16), 24, 16).items()}
+    leaves = {name: t.requires_grad_() for name, t in given.items()}
+    want = torch.autograd.grad(gated_mlp(**leaves, backend="triton").sum(), list(leaves.values()))
+    for frozen in leaves:
+        some = {name: t.detach().requires_grad_(name != frozen) for name, t in given.items()}
+        gated_mlp(**some, backend="triton").sum().backward()
+        for (name, t), gradient in zip(some.items(), want, strict=True):
+            assert t.grad is None if name == frozen else torch.equal(t.grad, gradient)
+
+
 def test_no_rows(where):
     given = {name: t.to(where["device"]).float() for name, t in tensors((0, 8), 4, 8).items()}
     assert gated_mlp(**given, backend="triton").shape == (0, 8)
@@ -59,6 +70,7 @@ def test_computes_in_the_type_of_autocast():
     x, up, down = (t.float() for t in tensors((20, 8), 4, 8).values())
     with torch.autocast("cpu", torch.bfloat16):
         assert gated_mlp(x, up, down).dtype == torch.bfloat16
+        assert gated_mlp(x.double(), up, down).dtype == torch.float64  # as products do
     assert gated_mlp(x, up, down).dtype == torch.float32
 
 
