@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import kernels
 from kernels import cases
-from kernels.testing import TOLERANCE, relative_error, run
+from kernels.testing import TOLERANCE, relative_error, run, within_bounds
 
 HERE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -20,7 +20,8 @@ def inputs(module, dtype=torch.float32):
 
 @pytest.fixture(params=cases.names())
 def module(request):
-    return cases.load(request.param)
+    with within_bounds():
+        yield cases.load(request.param)
 
 
 def test_compiles_without_a_graph_break(module):
