@@ -1,15 +1,20 @@
-"""What the Triton kernels share: block sizes by bucket, and the precision of products on matrix units.
+"""What the Triton kernels share: block sizes by bucket, the precision of products on matrix units, and the grid.
 
 Block sizes come from shapes by named rules, not from an autotuner: a sweep over many shapes then compiles each kernel a
 handful of times. Ranks stay small: no block below 16, the least a matrix unit takes.
 """
+# pyright: reportArgumentType=false, reportOperatorIssue=false
 
 import os
 
 import torch
+import triton
+import triton.language as tl
 
 # Multiply-adds are fused, as every Triton up to 3.9 does by default; 3.10 changes the default, 3.9 asks to say so.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+MOST = 65535  # programs that CUDA allows on the second and on the third axis of a grid; on the first, 2^31 - 1
 
 
 def bucket(n: int, low: int = 16, high: int = 128) -> int:
@@ -20,3 +25,24 @@ def bucket(n: int, low: int = 16, high: int = 128) -> int:
 def precision(dtype: torch.dtype) -> str:
     """`input_precision` of tl.dot: three TF32 products a product where inputs are fp32 (about 1e-6), else exact."""
     return "tf32x3" if dtype == torch.float32 else "ieee"
+
+
+def grid(first: int, *others: int) -> tuple[int, ...]:
+    """The grid of a launch whose shape could be more than the grid's axes hold.
+
+    Raises:
+        ValueError: more than 65,535 programs on the second or third axis. A launch would call it an invalid argument.
+    """
+    if max(others, default=0) > MOST:
+        raise ValueError(
+            f"expected at most {MOST} programs on the second and third axis of a kernel's grid (CUDA's limit), got a "
+            f"grid of {(first, *others)}: give the kernel fewer or shorter sequences at a time, or backend='torch'"
+        )
+    return first, *others
+
+
+@triton.jit
+def sequence():
+    """Which of B H sequences a program of a grid (blocks, H, B) works on, int64: batch times heads is more than one
+    axis may hold. Programs start in the order of the axes, so blocks of a sequence share the L2 cache."""
+    return tl.program_id(2).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)

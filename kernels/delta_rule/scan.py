@@ -12,6 +12,8 @@ are at most 0, and a strong decay swallows no weak one.
 import triton
 import triton.language as tl
 
+from kernels.tiles import sequence
+
 STRONGEST = tl.constexpr(-100.0)  # exp(-100) is 0 in fp32; keeps -inf out of sums that a mask multiplies
 SOLVE = tl.constexpr("tf32x3")  # input_precision of the products that invert
 
@@ -86,12 +88,12 @@ def invert(a, C: tl.constexpr):
 @triton.jit
 def chunk_kernel(
     q, k, beta, decay, solve, scores,
-    H, T, K, q_b, q_h, q_t, k_b, k_h, k_t,
+    T, K, q_b, q_h, q_t, k_b, k_h, k_t,
     GATED: tl.constexpr, PRECISION: tl.constexpr, TYPE: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """solve = M and scores = P, (B H, chunks, C, C)."""
-    head = tl.program_id(1).to(tl.int64)
-    batch, place = head // H, head % H
+    head = sequence()
+    batch, place = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
     q += batch * q_b + place * q_h
     k += batch * k_b + place * k_h
     i = tl.arange(0, C)
@@ -120,13 +122,13 @@ def chunk_kernel(
 @triton.jit
 def scan_kernel(
     q, k, v, beta, decay, solve, scores, first, y, last, states, u,
-    H, T, K, V, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, y_b, y_h, y_t,
+    T, K, V, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, y_b, y_h, y_t,
     GATED: tl.constexpr, FIRST: tl.constexpr, KEEP: tl.constexpr,
     PRECISION: tl.constexpr, TYPE: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """y and the last state; or with KEEP the state before each chunk (B H, chunks, K, V) and u (B H, T, V)."""
-    head = tl.program_id(1).to(tl.int64)
-    batch, place = head // H, head % H
+    head = sequence()
+    batch, place = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
     q += batch * q_b + place * q_h
     k += batch * k_b + place * k_h
     v += batch * v_b + place * v_h

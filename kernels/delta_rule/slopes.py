@@ -11,18 +11,19 @@ import triton
 import triton.language as tl
 
 from kernels.delta_rule.scan import columns, edges, gate, logs, put, rows
+from kernels.tiles import sequence
 
 
 @triton.jit
 def reverse_kernel(
     q, k, beta, decay, solve, scores, dy, dlast, dstates, dz, dfirst,
-    H, T, K, V, q_b, q_h, q_t, k_b, k_h, k_t, dy_b, dy_h, dy_t,
+    T, K, V, q_b, q_h, q_t, k_b, k_h, k_t, dy_b, dy_h, dy_t,
     GATED: tl.constexpr, PRECISION: tl.constexpr, TYPE: tl.constexpr,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """D, the gradient of the state after each chunk (B H, chunks, K, V), dz = M^T du (B H, T, V), and dfirst."""
-    head = tl.program_id(1).to(tl.int64)
-    batch, place = head // H, head % H
+    head = sequence()
+    batch, place = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
     q += batch * q_b + place * q_h
     k += batch * k_b + place * k_h
     dy += batch * dy_b + place * dy_h
@@ -63,14 +64,14 @@ def reverse_kernel(
 @triton.jit
 def slope_kernel(
     q, k, v, beta, decay, dy, states, dstates, u, dz, dq, dk, dv, dbeta, ddecay,
-    H, T, K, V, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, dy_b, dy_h, dy_t,
+    T, K, V, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, dy_b, dy_h, dy_t,
     dq_b, dq_h, dq_t, dk_b, dk_h, dk_t, dv_b, dv_h, dv_t,
     GATED: tl.constexpr, PRECISION: tl.constexpr, TYPE: tl.constexpr,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """Gradients within a chunk: first of the scores P and of A, over blocks of values; then over blocks of keys."""
-    head = tl.program_id(1).to(tl.int64)
-    batch, place = head // H, head % H
+    head = sequence()
+    batch, place = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
     chunk = (head * tl.num_programs(0) + tl.program_id(0)) * K * V
     q += batch * q_b + place * q_h
     k += batch * k_b + place * k_h

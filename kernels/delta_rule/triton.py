@@ -28,7 +28,7 @@ import triton.language as tl
 
 from kernels.delta_rule.scan import chunk_kernel, scan_kernel
 from kernels.delta_rule.slopes import reverse_kernel, slope_kernel
-from kernels.tiles import bucket
+from kernels.tiles import bucket, grid
 
 
 def blocks(q: torch.Tensor, v: torch.Tensor) -> dict:
@@ -71,8 +71,8 @@ def chunk_terms(q, k, beta, decay, sizes: dict) -> tuple[torch.Tensor, torch.Ten
     chunks, size = triton.cdiv(length, sizes["C"]), sizes["C"]
     kind = torch.float32 if sizes["TYPE"] == tl.float32 else torch.bfloat16
     solve, scores = (q.new_empty(batch * heads, chunks, size, size, dtype=kind) for _ in range(2))
-    chunk_kernel[(chunks, batch * heads)](
-        q, k, beta, beta if decay is None else decay, solve, scores, heads, length, width, *strides(q, k),
+    chunk_kernel[grid(chunks, heads, batch)](
+        q, k, beta, beta if decay is None else decay, solve, scores, length, width, *strides(q, k),
         GATED=decay is not None, **sizes,
     )  # fmt: skip
     return solve, scores
@@ -93,9 +93,9 @@ def forward(
     solve, scores = chunk_terms(q, k, beta, decay, sizes)
     y = torch.empty_like(v)
     last = q.new_empty(batch, heads, width, v.shape[3], dtype=torch.float32)
-    scan_kernel[(triton.cdiv(v.shape[3], sizes["BV"]), batch * heads)](
+    scan_kernel[grid(triton.cdiv(v.shape[3], sizes["BV"]), heads, batch)](
         q, k, v, beta, beta if decay is None else decay, solve, scores, last if first is None else first, y, last,
-        last, last, heads, length, width, v.shape[3], *strides(q, k, v, y),
+        last, last, length, width, v.shape[3], *strides(q, k, v, y),
         GATED=decay is not None, FIRST=first is not None, KEEP=False, **sizes,
     )  # fmt: skip
     return y, last
@@ -127,23 +127,23 @@ def gradients(
     states, dstates = (q.new_empty(batch * heads, chunks, width, values, dtype=torch.float32) for _ in range(2))
     u, dz = (q.new_empty(batch * heads, length, values, dtype=solve.dtype) for _ in range(2))
     dfirst = q.new_empty(batch, heads, width, values, dtype=torch.float32)
-    grid = (triton.cdiv(values, sizes["BV"]), batch * heads)
-    scan_kernel[grid](
+    programs = grid(triton.cdiv(values, sizes["BV"]), heads, batch)
+    scan_kernel[programs](
         q, k, v, beta, gates, solve, scores, dfirst if first is None else first, v, dfirst,
-        states, u, heads, length, width, values, *strides(q, k, v, v),
+        states, u, length, width, values, *strides(q, k, v, v),
         GATED=decay is not None, FIRST=first is not None, KEEP=True, **sizes,
     )  # fmt: skip
-    reverse_kernel[grid](
+    reverse_kernel[programs](
         q, k, beta, gates, solve, scores, dy, dlast, dstates, dz, dfirst,
-        heads, length, width, values, *strides(q, k, dy),
+        length, width, values, *strides(q, k, dy),
         GATED=decay is not None, **sizes,
     )  # fmt: skip
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     dbeta = torch.empty_like(beta, dtype=torch.float32)
     ddecay = dbeta.new_empty(0) if decay is None else torch.empty_like(dbeta)
-    slope_kernel[(chunks, batch * heads)](
+    slope_kernel[grid(chunks, heads, batch)](
         q, k, v, beta, gates, dy, states, dstates, u, dz, dq, dk, dv, dbeta, ddecay,
-        heads, length, width, values, *strides(q, k, v, dy, dq, dk, dv),
+        length, width, values, *strides(q, k, v, dy, dq, dk, dv),
         GATED=decay is not None, **within_chunk(sizes),
     )  # fmt: skip
     return dq, dk, dv, dbeta, ddecay, dfirst

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.tiles import bucket, precision
+from kernels.tiles import bucket, grid, precision, sequence
 
 PROGRAMS = 264  # two for each SM of an H100
 
@@ -32,11 +32,12 @@ def _softmaxes(x, w, t, h, T, d, f, BT: tl.constexpr, D: tl.constexpr, F: tl.con
 
 @triton.jit
 def forward_kernel(
-    x, w, out, H, T, d, f, BT: tl.constexpr, D: tl.constexpr, F: tl.constexpr, PRECISION: tl.constexpr
+    x, w, out, T, d, f, BT: tl.constexpr, D: tl.constexpr, F: tl.constexpr, PRECISION: tl.constexpr
 ):  # fmt: skip
-    head = tl.program_id(1).to(tl.int64)
+    head = sequence()
     t = tl.program_id(0) * BT + tl.arange(0, BT)
-    _, _, up, down = _softmaxes(x + head * T * d, w, t, head % H, T, d, f, BT, D, F, PRECISION)
+    h = tl.program_id(1).to(tl.int64)
+    _, _, up, down = _softmaxes(x + head * T * d, w, t, h, T, d, f, BT, D, F, PRECISION)
     j = tl.arange(0, F)
     place = out + head * T * 2 * f + t[:, None] * (2 * f) + j[None, :]
     inside = (t < T)[:, None] & (j < f)[None, :]
@@ -87,8 +88,8 @@ def features(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     batch, heads, length, d = x.shape
     out = x.new_empty(batch, heads, length, 2 * w.shape[2])
     options = tiling(x, w)
-    grid = (triton.cdiv(length, options["BT"]), batch * heads)
-    forward_kernel[grid](x, w, out, heads, length, d, w.shape[2], **options)
+    programs = grid(triton.cdiv(length, options["BT"]), heads, batch)
+    forward_kernel[programs](x, w, out, length, d, w.shape[2], **options)
     return out
 
 

@@ -14,7 +14,7 @@ import triton.language as tl
 from kernels.hedgehog_attention.features import features
 from kernels.linear_attention import triton as linear
 from kernels.sliding_attention.triton import _rows, _store
-from kernels.tiles import bucket, precision
+from kernels.tiles import bucket, grid, precision, sequence
 
 
 @triton.jit
@@ -45,7 +45,7 @@ def forward_kernel(
     WINDOW: tl.constexpr, NORMALIZE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, F: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    head = tl.program_id(1).to(tl.int64)
+    head = sequence()
     start = tl.program_id(0) * BM
     m = start + tl.arange(0, BM)
     map_q = _rows(phi_q, head, m, T, f, F)
@@ -55,8 +55,8 @@ def forward_kernel(
     b = 1.0
     if WINDOW:
         query = _rows(q, head, m, T, d, D)
-        a = tl.load(mix + head % H)
-        b = tl.load(mix + H + head % H)
+        a = tl.load(mix + tl.program_id(1))
+        b = tl.load(mix + H + tl.program_id(1))
         top = tl.full((BM,), float("-inf"), tl.float32)
         for block in range(tl.maximum(start - window + 1, 0) // BN * BN, tl.minimum(start + BM, T), BN):
             n = block + tl.arange(0, BN)
@@ -89,7 +89,7 @@ def queries_kernel(
     BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a block of queries and of their features, and its part of the mix's (blocks, 2)."""
-    head = tl.program_id(1).to(tl.int64)
+    head = sequence()
     start = tl.program_id(0) * BM
     m = start + tl.arange(0, BM)
     map_q = _rows(phi_q, head, m, T, f, F)
@@ -106,8 +106,8 @@ def queries_kernel(
     if WINDOW:
         query = _rows(q, head, m, T, d, D)
         top = tl.load(highest + head * T + m, mask=m < T, other=0.0)
-        a = tl.load(mix + head % H)
-        b = tl.load(mix + H + head % H)
+        a = tl.load(mix + tl.program_id(1))
+        b = tl.load(mix + H + tl.program_id(1))
     acc_q = tl.zeros((BM, D), tl.float32)
     acc_phi = tl.zeros((BM, F), tl.float32)
     sum_a = tl.zeros((BM,), tl.float32)
@@ -143,7 +143,7 @@ def keys_kernel(
     BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a block of keys, of their features and of their values."""
-    head = tl.program_id(1).to(tl.int64)
+    head = sequence()
     start = tl.program_id(0) * BN
     n = start + tl.arange(0, BN)
     map_k = _rows(phi_k, head, n, T, f, F)
@@ -153,8 +153,8 @@ def keys_kernel(
     b = 1.0
     if WINDOW:
         key = _rows(k, head, n, T, d, D)
-        a = tl.load(mix + head % H)
-        b = tl.load(mix + H + head % H)
+        a = tl.load(mix + tl.program_id(1))
+        b = tl.load(mix + H + tl.program_id(1))
     acc_k = tl.zeros((BN, D), tl.float32)
     acc_v = tl.zeros((BN, DV), tl.float32)
     acc_phi = tl.zeros((BN, F), tl.float32)
@@ -218,7 +218,7 @@ def pairs(
     y = torch.empty_like(v)
     total, highest = (q.new_zeros(batch, heads, length, dtype=torch.float32) for _ in range(2))
     options = tiling(q, v, phi_q, window > 0)
-    forward_kernel[(triton.cdiv(length, options["BM"]), batch * heads)](
+    forward_kernel[grid(triton.cdiv(length, options["BM"]), heads, batch)](
         q, k, v, phi_q, phi_k, mix, y, total, highest, heads, length, window, d**-0.5, eps, d, v.shape[3],
         phi_q.shape[3], WINDOW=window > 0, NORMALIZE=normalize, **options,
     )  # fmt: skip
@@ -256,9 +256,9 @@ def pairs_backward(
     d_mix = q.new_zeros(batch, heads, blocks, 2, dtype=torch.float32)
     given = (q, k, v, phi_q, phi_k, mix, dy, total, highest, delta)
     sizes = (heads, length, window, d**-0.5, eps, d, v.shape[3], phi_q.shape[3])
-    grid = (blocks, batch * heads)
-    queries_kernel[grid](*given, dq, d_phi_q, d_mix, *sizes, **options)
-    keys_kernel[grid](*given, dk, dv, d_phi_k, *sizes, **options)
+    programs = grid(blocks, heads, batch)
+    queries_kernel[programs](*given, dq, d_phi_q, d_mix, *sizes, **options)
+    keys_kernel[programs](*given, dk, dv, d_phi_k, *sizes, **options)
     return dq, dk, dv, d_phi_q, d_phi_k, d_mix.sum((0, 2)).t().contiguous()
 
 

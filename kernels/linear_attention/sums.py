@@ -26,7 +26,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.tiles import bucket, precision
+from kernels.tiles import bucket, grid, precision
 
 STRONGEST = tl.constexpr(-100.0)  # exp(-100) is 0 in fp32; keeps -inf out of sums that a mask multiplies
 
@@ -330,8 +330,8 @@ def sum_gradient(dy: torch.Tensor, y: torch.Tensor, normalize: bool) -> torch.Te
     batch, heads, length, width = y.shape
     delta = y.new_empty((batch, heads, length) if normalize else 0, dtype=torch.float32)
     if normalize:
-        grid = (batch * heads, triton.cdiv(length, 32))
-        delta_kernel[grid](dy, y, delta, heads, length, width, *strides(dy, y), BT=32, BN=bucket(width, 16, 64))
+        programs = grid(batch * heads, triton.cdiv(length, 32))
+        delta_kernel[programs](dy, y, delta, heads, length, width, *strides(dy, y), BT=32, BN=bucket(width, 16, 64))
     return delta
 
 
@@ -360,14 +360,14 @@ def add_up(role, a, b, c, own, out, decay, inverse, delta, found, normalize: boo
     columns = c.shape[3]
     sizes = blocks(rows, columns, length, kind(decay), a.dtype == torch.float32)
     r = 16 if kind(decay) == "channel" else sizes["C"]
-    grid = (batch * heads, triton.cdiv(length, r), triton.cdiv(columns, sizes["BN"]))
+    programs = grid(batch * heads, triton.cdiv(length, r), triton.cdiv(columns, sizes["BN"]))
     slope = None
     if role in ("dq", "dk") and decay is not None:
-        slope = (batch, heads, length, columns) if decay.dim() == 4 else (grid[2], batch, heads, length)
+        slope = (batch, heads, length, columns) if decay.dim() == 4 else (programs[2], batch, heads, length)
         slope = a.new_empty(slope, dtype=torch.float32)
     states, beside = found or (out, out)
     product = precision(a.dtype)
-    sum_kernel[grid](
+    sum_kernel[programs](
         a, b, c, own, out, out if decay is None else decay, inverse, delta, states, beside, slope, eps,
         heads, length, rows, columns, batch * heads, *strides(a, b, c, own, out, decay),
         ROLE=role, NORMALIZE=normalize, DECAY=kind(decay), STATES=found is not None,

@@ -42,7 +42,7 @@ def selective_scan(
         in fp64 where u is fp64. Gradients flow to all tensors, through the state as well.
 
     Raises:
-        ValueError: shapes that do not fit together, or an unknown backend.
+        ValueError: shapes that do not fit together, an unknown backend, or more than 65,535 sequences for Triton.
     """
     if u.dim() != 3 or a.dim() != 2:
         raise ValueError(f"expected u (B, D, L) and a (D, N), got {tuple(u.shape)} and {tuple(a.shape)}")

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from kernels.tiles import bucket
+from kernels.tiles import bucket, grid
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -212,7 +212,7 @@ def forward(
     chunks = triton.cdiv(length, sizes["BT"])
     y = torch.empty_like(u)
     states = u.new_empty(batch, chunks + 1, *a.shape, dtype=torch.float32)
-    forward_kernel[(triton.cdiv(channels, sizes["BD"]), batch)](
+    forward_kernel[grid(triton.cdiv(channels, sizes["BD"]), batch)](
         u, dt, a, b, c, skip, gate, first, y, states, channels, length, a.shape[1],
         *strides(u, dt, b, c, u if gate is None else gate, y),
         SKIP=skip is not None, GATE=gate is not None, FIRST=first is not None, **sizes,
@@ -244,15 +244,15 @@ def gradients(
     for a skip and a gate that are not given."""
     batch, channels, length = u.shape
     sizes = blocks(channels, length, 4)  # more is held an element
-    grid = (triton.cdiv(channels, sizes["BD"]), batch)
+    programs = grid(triton.cdiv(channels, sizes["BD"]), batch)
     du, ddt = torch.empty_like(u), torch.empty_like(dt)
     dgate = u.new_empty(0) if gate is None else torch.empty_like(gate)
     carried = torch.empty_like(states)
     carried[:, -1] = dlast
     da = torch.empty_like(states[:, 1:])
-    dbc = u.new_empty(batch, grid[0], 2, *b.shape[1:], dtype=torch.float32)
+    dbc = u.new_empty(batch, programs[0], 2, *b.shape[1:], dtype=torch.float32)
     dskip = u.new_empty(batch, 0 if skip is None else channels, dtype=torch.float32)
-    backward_kernel[grid](
+    backward_kernel[programs](
         u, dt, a, b, c, skip, gate, states, dy, du, ddt, dgate, carried, da, dbc, dskip,
         channels, length, a.shape[1],
         *strides(u, dt, b, c, u if gate is None else gate, dy, du, ddt, u if gate is None else dgate),

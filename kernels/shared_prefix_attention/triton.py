@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.tiles import bucket, precision
+from kernels.tiles import bucket, grid, precision
 
 LOG2E = tl.constexpr(1.4426950408889634)
 PROGRAMS = 264  # two for each SM of an H100: fewer, and keys are cut into shares
@@ -175,8 +175,7 @@ def attend(
     lse = q.new_empty(parts, batch, n, query_heads, dtype=torch.float32)
     first = 0
     for k, v, length, (rows, block, count) in zip(keys, values, lengths, plans, strict=True):
-        grid = (triton.cdiv(rows, block), count, k.shape[0] * heads)
-        prefix_kernel[grid](
+        prefix_kernel[grid(triton.cdiv(rows, block), count, k.shape[0] * heads)](
             q, k, v, length, part[first:], lse[first:], rows, k.shape[1], count, n, group, heads, d**-0.5, d,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
             RAGGED=length.numel() > 0, WHOLE=d == common["D"] and block == 64, BM=block, num_warps=8 if small else 4,

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from kernels.activations import activate, slope
-from kernels.tiles import bucket
+from kernels.tiles import MOST, bucket
 
 LANES = 4  # tokens of 16 bits a word
 WIDEST = LANES + 1  # taps
@@ -206,7 +206,7 @@ def rows_of(w: torch.Tensor, *tensors: torch.Tensor) -> list[torch.Tensor]:
 def forward(u, w, bias, dy, y: torch.Tensor, activation: str) -> bool:
     """Into y the convolution, or with dy the gradient before the activation; False where words do not fit."""
     rows = rows_of(w, u, y, y if dy is None else dy)
-    if not rows:
+    if not rows or rows[0].shape[0] > MOST:  # the plain kernel has the batch on the grid's first axis
         return False
     x, out, extra = rows
     chosen = options(u, w, x)

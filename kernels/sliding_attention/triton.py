@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from kernels.linear_attention.sums import sum_gradient
-from kernels.tiles import bucket, precision
+from kernels.tiles import bucket, grid, precision, sequence
 
 LOG2E = 1.4426950408889634
 NARROW, WIDE, ALL = (tl.constexpr(n) for n in range(3))  # one loop, as if all were crossed; phases; no far edge
@@ -97,7 +97,7 @@ def forward_kernel(
     d: tl.constexpr, dv: tl.constexpr, SIGHT: tl.constexpr, WHOLE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    head = tl.program_id(1).to(tl.int64)
+    head = sequence()
     start = tl.program_id(0) * BLOCK
     m = start + tl.arange(0, BLOCK)
     query = _rows(q, head, m, T, d, D, WHOLE)
@@ -150,7 +150,7 @@ def queries_kernel(
     BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq of a block of queries. delta: -dy.y; factor: of the scores, scale the same to base 2."""
-    head = tl.program_id(1).to(tl.int64)
+    head = sequence()
     start = tl.program_id(0) * BLOCK
     m = start + tl.arange(0, BLOCK)
     query = _rows(q, head, m, T, d, D, WHOLE)
@@ -208,7 +208,7 @@ def keys_kernel(
     BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of a block of keys."""
-    head = tl.program_id(1).to(tl.int64)
+    head = sequence()
     start = tl.program_id(0) * BLOCK
     n = start + tl.arange(0, BLOCK)
     key = _rows(k, head, n, T, d, D, WHOLE)
@@ -256,7 +256,7 @@ def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> t
     batch, heads, length, d = q.shape
     y, lse = torch.empty_like(v), q.new_empty(batch, heads, length, dtype=torch.float32)
     options = tiling(q, v, window)
-    forward_kernel[(triton.cdiv(length, options["BLOCK"]), batch * heads)](
+    forward_kernel[grid(triton.cdiv(length, options["BLOCK"]), heads, batch)](
         q, k, v, y, lse, length, window, d**-0.5 * LOG2E, d, v.shape[-1], **options
     )
     return y, lse
@@ -276,9 +276,9 @@ def backward(
     delta = sum_gradient(dy, y, True)
     options = tiling(q, v, window)
     sizes = (length, window, d**-0.5 * LOG2E, d**-0.5, d, v.shape[-1])
-    grid = (triton.cdiv(length, options["BLOCK"]), batch * heads)
-    queries_kernel[grid](q, k, v, dy, lse, delta, dq, *sizes, **options)
-    keys_kernel[grid](q, k, v, dy, lse, delta, dk, dv, *sizes, **options)
+    programs = grid(triton.cdiv(length, options["BLOCK"]), heads, batch)
+    queries_kernel[programs](q, k, v, dy, lse, delta, dq, *sizes, **options)
+    keys_kernel[programs](q, k, v, dy, lse, delta, dk, dv, *sizes, **options)
     return dq, dk, dv
 
 

@@ -17,7 +17,7 @@ import triton.language as tl
 
 from kernels.linear_attention.sums import scaled_product, strides
 from kernels.taylor_attention.reference import packed_size
-from kernels.tiles import bucket, precision
+from kernels.tiles import bucket, grid, precision
 
 
 @triton.jit
@@ -301,8 +301,8 @@ def forward(q, k, v, y, inverse, normalize: bool, eps: float) -> None:
     states = with_states(q.shape[3], q.shape[2], False, q.dtype)
     found = scan(k, v, inverse, inverse, normalize, False) if states else (y, y)
     tile = blocks(q, v, states)
-    grid = (q.shape[0] * q.shape[1], triton.cdiv(q.shape[2], tile["BT"]), triton.cdiv(v.shape[3], tile["BN"]))
-    forward_kernel[grid](
+    programs = grid(q.shape[0] * q.shape[1], triton.cdiv(q.shape[2], tile["BT"]), triton.cdiv(v.shape[3], tile["BN"]))
+    forward_kernel[programs](
         q, k, v, y, inverse, *found, eps, *sizes(q, v), *strides(q, k, v, y), STATES=states, NORMALIZE=normalize, **tile
     )
 
@@ -320,10 +320,10 @@ def backward(q, k, v, inverse, delta, dy, normalize: bool) -> tuple[torch.Tensor
     for keys, (x, u, z, w, dx) in enumerate(((q, dy, k, v, dq), (k, v, q, dy, dk))):
         if states:
             found = scan(z, w, inverse, delta, normalize, bool(keys))
-        key_kernel[(q.shape[0] * q.shape[1], triton.cdiv(q.shape[2], rows))](
+        key_kernel[grid(q.shape[0] * q.shape[1], triton.cdiv(q.shape[2], rows))](
             x, u, z, w, dx, inverse, delta, *found, *sizes(q, v), *strides(x, u, z, w, dx),
             KEYS=bool(keys), **options | {"BT": rows},
         )  # fmt: skip
-    grid = (q.shape[0] * q.shape[1], triton.cdiv(q.shape[2], tile["BT"]), triton.cdiv(v.shape[3], tile["BN"]))
-    value_kernel[grid](q, k, dy, dv, inverse, found[0], *sizes(q, v), *strides(q, k, dy, dv), **options)
+    programs = grid(q.shape[0] * q.shape[1], triton.cdiv(q.shape[2], tile["BT"]), triton.cdiv(v.shape[3], tile["BN"]))
+    value_kernel[programs](q, k, dy, dv, inverse, found[0], *sizes(q, v), *strides(q, k, dy, dv), **options)
     return dq, dk, dv

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 import kernels
 from kernels import cases
 from kernels.testing import TOLERANCE, relative_error, run, within_bounds
+from kernels.tiles import MOST
 
 HERE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -72,6 +73,23 @@ def test_fakes_are_true_whatever_the_layout(module, turned):
             given = [torch.ones_like(y, memory_format=torch.contiguous_format) for y in outputs]
             torch.autograd.grad(outputs, leaves, [turn(g) for g in given] if turned == "gradients" else given)
     assert mode.seen
+
+
+@pytest.mark.skipif(HERE == "cuda", reason="looks into Triton's interpreter")
+def test_grids_hold_more_sequences_than_one_axis_does(module, monkeypatch):
+    """2200 x 32 heads, which are not run: axes but the first hold 65,535 programs on a card."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    grids = []
+    monkeypatch.setattr(InterpretedFunction, "run", lambda self, *args, grid, **options: grids.append(grid))
+    many = {"B": 2200, "H": 32, "Hq": 32, "Hkv": 32, "T": 4, "L": 4}
+    shape = {key: many.get(key, value) for key, value in module.CONFIGS[-1].items()}
+    tensors = module.tensors(shape, torch.float32, HERE)
+    leaves = cases.leaves(tensors) if getattr(module, "BACKWARD", True) else []
+    outputs = tree_leaves(cases.call(module, tensors, "triton"))
+    if leaves:
+        torch.autograd.backward(outputs, [torch.ones_like(y) for y in outputs])
+    assert grids and max(size for grid in grids for size in grid[1:] or (0,)) <= MOST, grids
 
 
 def test_is_documented(module):

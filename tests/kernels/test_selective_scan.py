@@ -105,6 +105,12 @@ def test_rejects(wrong, message):
         selective_scan(**(given | wrong))
 
 
+def test_more_sequences_than_a_grid_holds_are_named():
+    u, dt, a, b, c = (t.float() for t in inputs(65536, 1, 3, 1, more=False, state=False).values())
+    with pytest.raises(ValueError, match=r"at most 65535 programs .* got a grid of \(1, 65536\)"):
+        selective_scan(u, dt, a, b, c, backend="triton")
+
+
 def test_is_a_well_formed_operator():
     from kernels.selective_scan import triton
 

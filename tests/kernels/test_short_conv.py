@@ -87,6 +87,18 @@ def test_words_are_taken_where_they_fit():
     assert rows is not None and rows.shape == (2, 3, 2)
 
 
+def test_more_sequences_than_a_grid_holds(monkeypatch):
+    """A grid's third axis is the batch where words are taken, and short: the plain kernel takes what is more."""
+    from kernels.short_conv import words
+
+    u, w = torch.randn(3, 2, 8, dtype=torch.float16, device=HERE), torch.randn(2, 3, dtype=torch.float16, device=HERE)
+    y = torch.empty_like(u)
+    assert words.forward(u, w, None, None, y, "none")
+    monkeypatch.setattr(words, "MOST", 2)
+    assert not words.forward(u, w, None, None, y, "none")
+    torch.testing.assert_close(kernels.short_conv(u, w, backend="triton"), y)
+
+
 def test_is_a_well_formed_operator():
     from kernels.short_conv import triton
 
