@@ -2,8 +2,8 @@
 
 Runs backend="auto" (or what a cases module names) on CPU tensors as if they were on a card while each launch only
 compiles (for sm_90). So what is checked is what the block-size rules really choose, with the very specialisations of a
-run, forward and backward, in fp32 and bf16. A configuration that spills registers or asks for more shared memory than
-an SM has is an error.
+run, forward and backward, in fp32, bf16 and fp16. A configuration that spills registers or asks for more shared memory
+than an SM has is an error.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from kernels import cases, checks
 from mad.registry import unknown
 
 SHARED_LIMIT = 227 * 1024  # bytes a block may ask for on sm_90
+TYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.bfloat16, torch.float16)}
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(cases.names())}; all by default")
     parser.add_argument("--jobs", type=int, default=2, help="processes (2)")
     parser.add_argument("--first", type=int, metavar="N", help="only the N most demanding shapes of a kernel")
+    parser.add_argument(
+        "--type", action="append", choices=TYPES, dest="types", help="once or more often; all by default"
+    )
     options = parser.parse_args(arguments)
     for name in options.names:
         if name not in cases.names():
             parser.error(str(unknown("kernel", name, cases.names())))
-    types = (torch.float32, torch.bfloat16)
+    types = [TYPES[name] for name in options.types or TYPES]
     jobs = [(name, dtype, options.first) for name in options.names or cases.names() for dtype in types]
     print(f"{'kernel':24} {'function':28} {'type':9} {'shared':>7} {'reg':>4} {'stack':>6}  shape")
     bad = 0

@@ -205,7 +205,8 @@ def spans(q: torch.Tensor, tiles: int, chunk: int) -> tuple[int, int]:
 def forward(q, k, v, y, inverse, normalize: bool, eps: float) -> None:
     batch, heads, length, d = q.shape
     width = v.shape[3]
-    block = {"C": 64, "BN": bucket(width, 16, 64), "num_warps": 4, "num_stages": 1}  # with more, it spills
+    widest = 32 if q.dtype == torch.float16 else 64  # fp16 scales rows, of weights and of features: wider, it spills
+    block = {"C": 64, "BN": bucket(width, 16, widest), "num_warps": 4, "num_stages": 1}  # with more, it spills
     tiles = triton.cdiv(width, block["BN"])
     count, span = spans(q, tiles, block["C"])
     sizes = (d**-0.5, heads, length, d)

@@ -187,7 +187,7 @@ def tiling(batch: int, heads: int, length: int, widest: int, dtype: torch.dtype,
     block = bucket(length, 16, (32 if widest > 64 else 64) if after else (64 if narrow else 128))
     wide = 64 if narrow and not after else 32
     enough = narrow and batch * heads * triton.cdiv(length, block) >= 4 * PROGRAMS
-    rows = (2 if after else 4) if enough else 1
+    rows = (2 if after or dtype == torch.float16 else 4) if enough else 1  # fp16 scales rows of weights: registers
     warps = 8 if block * widest >= 2048 and not narrow else 4 if block > 32 else 2
     return {"ROWS": rows, "BM": block, "BN": min(block, wide), "num_warps": warps, "num_stages": 3}
 

@@ -7,11 +7,21 @@ import sys
 import pytest
 
 from kernels import cases
-from kernels.offline import SHARED_LIMIT, Compiled
+from kernels.offline import SHARED_LIMIT, TYPES, Compiled
+
+
+def of(kind: str, *types: str, marks=(), first: int | None = None):
+    options = [word for name in types for word in ("--type", name)] + (["--first", str(first)] if first else [])
+    return pytest.param(options, id=f"{kind}-{'-'.join(types)}", marks=marks)
 
 
 @pytest.mark.parametrize(
-    "options", [["--first", "2"], pytest.param([], marks=pytest.mark.slow)], ids=["hardest", "all"]
+    "options",
+    [
+        of("hardest", "float32", "bfloat16", first=2),
+        of("hardest", "float16", first=1),  # blocks as in bfloat16, but for a few rules
+        *(of("all", name, marks=pytest.mark.slow) for name in TYPES),
+    ],
 )
 def test_every_kernel_fits(options):
     """In a process of its own: the interpreter that the other tests use cannot compile."""
