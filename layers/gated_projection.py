@@ -64,10 +64,14 @@ def to_tokens(linear: nn.Linear, y: torch.Tensor) -> torch.Tensor:
 
 
 def of_columns(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """linear of x's columns, (inputs, N) -> (outputs, N). A bias by itself, as compiled code adds it with what comes
-    next; `addmm` would first write it to all of the result."""
+    """linear of x's columns, (inputs, N) -> (outputs, N)."""
+    if linear.bias is None:
+        return linear.weight @ x
+    bias = linear.bias.unsqueeze(-1)
+    if not x.is_cuda:
+        return torch.addmm(bias, linear.weight, x)
     z = linear.weight @ x
-    return z if linear.bias is None else z + linear.bias.unsqueeze(-1).to(z.dtype)
+    return z + bias.to(z.dtype)  # compiled code adds it with what comes next; `addmm` first writes it to all of z
 
 
 def convolution_step(past: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
