@@ -4,10 +4,12 @@
 import triton
 import triton.language as tl
 
+from kernels.tiles import LOG2E
+
 
 @triton.jit
 def _sigmoid(x):
-    root = tl.rsqrt(1 + tl.exp2(x * -1.4426950408889634))  # a division and tl.exp look out for the smallest numbers
+    root = tl.rsqrt(1 + tl.exp2(-x * LOG2E))  # a division and tl.exp look out for the smallest numbers
     return root * root
 
 

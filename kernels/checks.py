@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 
 from mad.registry import unknown
 
 BACKENDS = ("auto", "torch", "triton")
 INSTALLED = importlib.util.find_spec("triton") is not None
+ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu}  # that kernels fuse
 WIDEST = 256  # of heads, for every Triton kernel
 _auto = "auto"  # what backend="auto" means; see use_backend
 
@@ -91,6 +93,12 @@ def mixed(x: torch.Tensor) -> torch.Tensor:
     if kind == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
         return x
     return x.to(torch.get_autocast_dtype(kind))
+
+
+def check_activation(name: str) -> None:
+    """Raise ValueError unless it is one of ACTIVATIONS."""
+    if name not in ACTIVATIONS:
+        raise unknown("activation", name, ACTIVATIONS)
 
 
 def check_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:

@@ -14,6 +14,7 @@ import triton.language as tl
 # Multiply-adds are fused, as every Triton up to 3.9 does by default; 3.10 changes the default, 3.9 asks to say so.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
+LOG2E = tl.constexpr(1.4426950408889634)  # exp(x) = exp2(x LOG2E), the faster of the two
 MOST = 65535  # programs that CUDA allows on the second and on the third axis of a grid; on the first, 2^31 - 1
 
 

@@ -10,7 +10,7 @@ import kernels
 import layers
 from layers.base import Layer, positive
 from layers.filters import build_filter
-from layers.gated_projection import convolution_step, fft_conv_flops
+from layers.gated_projection import convolution_step, fft_conv_flops, new_taps
 
 
 class ShortConvolution(nn.Module):
@@ -19,9 +19,7 @@ class ShortConvolution(nn.Module):
     def __init__(self, dim: int, kernel_size: int):
         super().__init__()
         positive(kernel_size=kernel_size)
-        bound = kernel_size**-0.5  # conv1d's own
-        self.taps = nn.Parameter(torch.empty(dim, kernel_size).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(dim).uniform_(-bound, bound))
+        self.taps, self.bias = new_taps(kernel_size, dim, kernel_size), new_taps(kernel_size, dim)
 
     def forward(self, x: torch.Tensor, activation: str | None = None) -> torch.Tensor:
         return kernels.short_conv(x.transpose(1, 2), self.taps, self.bias, activation=activation).transpose(1, 2)

@@ -1,6 +1,5 @@
 """DeltaNet, plain and gated: linear attention that overwrites what a key held before."""
 
-import math
 from typing import Any
 
 import torch
@@ -10,7 +9,8 @@ from torch import nn
 import kernels
 import layers
 from layers.base import Layer, positive, split_heads
-from layers.mamba import STEPS
+from layers.gated_projection import new_taps
+from layers.mamba import new_steps
 
 
 @layers.register("delta_net", kind="sequence")
@@ -40,8 +40,7 @@ class DeltaNet(Layer):
         self.values = expand_v * dim
         self.channels = 2 * dim + self.values
         self.qkv = nn.Linear(dim, self.channels, bias=False)
-        bound = kernel_size**-0.5  # conv1d's own
-        self.taps = nn.Parameter(torch.empty(self.channels, kernel_size).uniform_(-bound, bound))
+        self.taps = new_taps(kernel_size, self.channels, kernel_size)
         self.beta = nn.Linear(dim, num_heads, bias=False)
         self.norm = nn.RMSNorm(self.values // num_heads, eps=1e-5)
         self.out = nn.Linear(self.values, dim, bias=False)
@@ -104,8 +103,7 @@ class GatedDeltaNet(DeltaNet):
     ):  # fmt: skip
         super().__init__(dim, max_length, num_heads=num_heads, expand_v=expand_v, kernel_size=kernel_size)
         self.rate = nn.Linear(dim, num_heads, bias=False)
-        step = torch.empty(num_heads).uniform_(*map(math.log, STEPS)).exp()
-        self.rate_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))  # softplus of it is the step
+        self.rate_bias = new_steps(num_heads)
         self.log_a = nn.Parameter(torch.empty(num_heads).uniform_(1.0, 16.0).log())
 
     def decay(self, x: torch.Tensor) -> torch.Tensor:

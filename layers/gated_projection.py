@@ -28,14 +28,11 @@ class GatedProjection(nn.Module):
         self.streams, self.kernel_size = streams, kernel_size
         self.narrow = streams * channels // groups
         self.linear = nn.Linear(dim, self.narrow)
-        bound = kernel_size**-0.5  # conv1d's own
-        self.taps = nn.Parameter(torch.empty(streams * channels, kernel_size).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(streams * channels).uniform_(-bound, bound))
+        self.taps = new_taps(kernel_size, streams * channels, kernel_size)
+        self.bias = new_taps(kernel_size, streams * channels)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        batch, length, _ = x.shape
-        z = of_columns(self.linear, x.flatten(0, 1).t())  # (narrow, B T)
-        z = z.view(self.narrow, batch, length).transpose(0, 1)  # (B, narrow, T)
+        z = from_tokens(self.linear, x)  # (B, narrow, T)
         streams = zip(
             z.chunk(self.streams, dim=1), self.taps.chunk(self.streams), self.bias.chunk(self.streams), strict=True
         )
@@ -54,6 +51,17 @@ class GatedProjection(nn.Module):
 
     def flops(self, length: int) -> int:
         return length * (2 * self.linear.weight.numel() + 2 * self.taps.numel())
+
+
+def new_taps(kernel_size: int, *shape: int) -> nn.Parameter:
+    """Initial taps, or bias, of a depthwise convolution: conv1d's own."""
+    bound = kernel_size**-0.5
+    return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound))
+
+
+def from_tokens(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """linear(x) for x (B, T, dim) -> channel-first (B, C, T), (C, B, T) in memory."""
+    return of_columns(linear, x.flatten(0, 1).t()).view(-1, *x.shape[:2]).transpose(0, 1)
 
 
 def to_tokens(linear: nn.Linear, y: torch.Tensor) -> torch.Tensor:

@@ -10,9 +10,15 @@ from torch import nn
 import kernels
 import layers
 from layers.base import Layer, positive
-from layers.gated_projection import of_columns, to_tokens
+from layers.gated_projection import from_tokens, new_taps, of_columns, to_tokens
 
 STEPS = 1e-3, 1e-1  # between which the initial step sizes lie, evenly on a logarithmic scale
+
+
+def new_steps(number: int) -> nn.Parameter:
+    """Initial values whose softplus are step sizes."""
+    step = torch.empty(number).uniform_(*map(math.log, STEPS)).exp()
+    return nn.Parameter(step + torch.log(-torch.expm1(-step)))
 
 
 @layers.register("mamba", kind="sequence")
@@ -49,14 +55,12 @@ class Mamba(Layer):
         positive(expansion=expansion, num_states=num_states, kernel_size=kernel_size, rank=rank)
         self.channels, self.num_states, self.kernel_size, self.rank = expansion * dim, num_states, kernel_size, rank
         self.inputs = nn.Linear(dim, 2 * self.channels, bias=False)  # u, then z
-        bound = kernel_size**-0.5  # conv1d's own
-        self.taps = nn.Parameter(torch.empty(self.channels, kernel_size).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(self.channels).uniform_(-bound, bound))
+        self.taps = new_taps(kernel_size, self.channels, kernel_size)
+        self.bias = new_taps(kernel_size, self.channels)
         self.select = nn.Linear(self.channels, rank + 2 * num_states, bias=False)  # of the step sizes, b, c
         self.dt = nn.Linear(rank, self.channels)
         nn.init.uniform_(self.dt.weight, -(rank**-0.5), rank**-0.5)
-        dt = torch.empty(self.channels).uniform_(*map(math.log, STEPS)).exp()
-        self.dt.bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus of it is dt
+        self.dt.bias = new_steps(self.channels)
         self.log_a = nn.Parameter(torch.arange(1.0, num_states + 1).log().repeat(self.channels, 1))
         self.skip = nn.Parameter(torch.ones(self.channels))
         self.out = nn.Linear(self.channels, dim, bias=False)
@@ -69,14 +73,10 @@ class Mamba(Layer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.check_length(x)
-        batch, length, _ = x.shape
-
-        def sequences(z: torch.Tensor) -> torch.Tensor:  # (C, B T) -> (B, C, T), channel-first in memory
-            return z.view(-1, batch, length).transpose(0, 1)
-
-        u, z = sequences(of_columns(self.inputs, x.flatten(0, 1).t())).chunk(2, dim=1)
+        u, z = from_tokens(self.inputs, x).chunk(2, dim=1)  # (B, C, T)
         u = kernels.short_conv(u, self.taps, self.bias, activation="silu")
-        dt, b, c = map(sequences, self.selected(u.transpose(0, 1).flatten(1)))
+        selected = self.selected(u.transpose(0, 1).flatten(1))
+        dt, b, c = (t.view(-1, *x.shape[:2]).transpose(0, 1) for t in selected)
         y = kernels.selective_scan(u, dt, -self.log_a.exp(), b, c, self.skip, z)
         return to_tokens(self.out, y)
 

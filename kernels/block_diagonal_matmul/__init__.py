@@ -3,8 +3,7 @@
 import torch
 
 from kernels.block_diagonal_matmul import reference
-from kernels.checks import mixed, use_triton
-from mad.registry import unknown
+from kernels.checks import check_activation, mixed, use_triton
 
 
 def block_diagonal_matmul(x: torch.Tensor, w: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
@@ -54,8 +53,7 @@ def block_diagonal_glu(
     check(x, gate)
     if gate.shape != value.shape:
         raise ValueError(f"expected gate and value of one shape, got {tuple(gate.shape)} and {tuple(value.shape)}")
-    if activation not in reference.ACTIVATIONS:
-        raise unknown("activation", activation, reference.ACTIVATIONS)
+    check_activation(activation)
     x = mixed(x)
     if use_triton(backend, x, gate, value):
         from kernels.block_diagonal_matmul import triton

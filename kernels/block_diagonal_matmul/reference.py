@@ -1,9 +1,8 @@
 """Block-diagonal products in plain torch: a batched product over the blocks."""
 
 import torch
-import torch.nn.functional as F
 
-ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu}
+from kernels.checks import ACTIVATIONS
 
 
 def block_diagonal_matmul(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:

@@ -2,10 +2,8 @@
 
 import torch
 
-from kernels.block_diagonal_matmul.reference import ACTIVATIONS
-from kernels.checks import mixed, use_triton
+from kernels.checks import check_activation, mixed, use_triton
 from kernels.gated_mlp import reference
-from mad.registry import unknown
 
 WIDEST = 128  # features in and out up to which a row's tiles fit beside the weights
 
@@ -36,8 +34,7 @@ def gated_mlp(
     if up.dim() != 2 or down.dim() != 2 or up.shape != (2 * down.shape[1], x.shape[-1]):
         shapes = f"{tuple(x.shape)}, {tuple(up.shape)} and {tuple(down.shape)}"
         raise ValueError(f"expected x (..., D), up (2 W, D) and down (O, W), got {shapes}")
-    if activation not in ACTIVATIONS:
-        raise unknown("activation", activation, ACTIVATIONS)
+    check_activation(activation)
     x = mixed(x)
     features = max(x.shape[-1], down.shape[0])
     if use_triton(backend, x, up, down, width=features, widest=WIDEST if x.element_size() == 2 else 0):

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from kernels.block_diagonal_matmul.reference import ACTIVATIONS
+from kernels.checks import ACTIVATIONS
 
 
 def gated_mlp(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor, *, activation: str) -> torch.Tensor:

@@ -26,9 +26,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from kernels.tiles import bucket, grid
-
-LOG2E = tl.constexpr(1.4426950408889634)
+from kernels.tiles import LOG2E, bucket, grid
 
 
 @triton.jit

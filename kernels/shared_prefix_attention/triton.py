@@ -10,9 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.tiles import bucket, grid, precision
+from kernels.tiles import LOG2E, bucket, grid, precision
 
-LOG2E = tl.constexpr(1.4426950408889634)
 PROGRAMS = 264  # two for each SM of an H100: fewer, and keys are cut into shares
 SHARE = 512  # keys a share at least
 

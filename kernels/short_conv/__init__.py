@@ -2,10 +2,8 @@
 
 import torch
 
-from kernels.checks import use_triton
+from kernels.checks import check_activation, use_triton
 from kernels.short_conv import reference
-from kernels.short_conv.reference import ACTIVATIONS
-from mad.registry import unknown
 
 
 def short_conv(
@@ -33,8 +31,8 @@ def short_conv(
     Raises:
         ValueError: shapes that do not fit together, an unknown activation or backend.
     """
-    if activation is not None and activation not in ACTIVATIONS:
-        raise unknown("activation", activation, ACTIVATIONS)
+    if activation is not None:
+        check_activation(activation)
     if u.dim() != 3 or w.dim() != 2 or w.shape[0] % u.shape[1]:
         raise ValueError(f"expected u (B, H, L) and w (r H, K), got {tuple(u.shape)} and {tuple(w.shape)}")
     if use_triton(backend, u, w, bias):

@@ -7,7 +7,7 @@ several outputs read one input, a small matrix product over the shifted copies (
 import torch
 import torch.nn.functional as F
 
-ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu}
+from kernels.checks import ACTIVATIONS
 
 
 def short_conv(

@@ -5,8 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.sliding_attention.triton import LOG2E
-from kernels.tiles import bucket
+from kernels.tiles import LOG2E, bucket
 
 
 @triton.jit
@@ -65,7 +64,7 @@ def step(
     y, new_keys, new_values = torch.empty_like(v), torch.empty_like(keys), torch.empty_like(values)
     widths = {"D": bucket(d, 16, 256), "DV": bucket(v.shape[-1], 16, 256)}
     step_kernel[(batch * heads,)](
-        q, k, v, keys, values, position, y, new_keys, new_values, heads, window, d**-0.5 * LOG2E, d, v.shape[-1],
+        q, k, v, keys, values, position, y, new_keys, new_values, heads, window, d**-0.5 * LOG2E.value, d, v.shape[-1],
         **widths, BN=bucket(window, 16, 4096 // max(widths.values())),
     )  # fmt: skip
     return y, new_keys, new_values

@@ -14,9 +14,8 @@ import triton
 import triton.language as tl
 
 from kernels.linear_attention.sums import sum_gradient
-from kernels.tiles import bucket, grid, precision, sequence
+from kernels.tiles import LOG2E, bucket, grid, precision, sequence
 
-LOG2E = 1.4426950408889634
 NARROW, WIDE, ALL = (tl.constexpr(n) for n in range(3))  # one loop, as if all were crossed; phases; no far edge
 
 
@@ -257,7 +256,7 @@ def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> t
     y, lse = torch.empty_like(v), q.new_empty(batch, heads, length, dtype=torch.float32)
     options = tiling(q, v, window)
     forward_kernel[grid(triton.cdiv(length, options["BLOCK"]), heads, batch)](
-        q, k, v, y, lse, length, window, d**-0.5 * LOG2E, d, v.shape[-1], **options
+        q, k, v, y, lse, length, window, d**-0.5 * LOG2E.value, d, v.shape[-1], **options
     )
     return y, lse
 
@@ -275,7 +274,7 @@ def backward(
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     delta = sum_gradient(dy, y, True)
     options = tiling(q, v, window)
-    sizes = (length, window, d**-0.5 * LOG2E, d**-0.5, d, v.shape[-1])
+    sizes = (length, window, d**-0.5 * LOG2E.value, d**-0.5, d, v.shape[-1])
     programs = grid(triton.cdiv(length, options["BLOCK"]), heads, batch)
     queries_kernel[programs](q, k, v, dy, lse, delta, dq, *sizes, **options)
     keys_kernel[programs](q, k, v, dy, lse, delta, dk, dv, *sizes, **options)
