@@ -30,7 +30,7 @@ from kernels.monarch_matmul import monarch_matmul
 from kernels.rational_spectrum import rational_spectrum
 from kernels.selective_scan import selective_scan
 from kernels.shared_prefix_attention import shared_prefix_attention
-from kernels.short_conv import short_conv
+from kernels.short_conv import short_conv, short_conv_streams
 from kernels.sliding_attention import sliding_attention, sliding_step
 from kernels.taylor_attention import taylor_attention, taylor_step
 from kernels.toeplitz_attention import toeplitz_attention
@@ -48,6 +48,7 @@ __all__ = [
     "selective_scan",
     "shared_prefix_attention",
     "short_conv",
+    "short_conv_streams",
     "sliding_attention",
     "sliding_step",
     "taylor_attention",

@@ -36,7 +36,7 @@ class ImplicitFilter(nn.Module):
     Args:
         filter_order: width of the MLP.
         emb_dim: size of the position code, odd.
-        sine_frequency: where the trained frequencies of the sines start.
+        sine_frequency: where the trained frequencies of the sines start; 1 in the MAD protocol, 10 in M2-BERT.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class ImplicitFilter(nn.Module):
         *,
         filter_order: int = 4,
         emb_dim: int = 3,
-        sine_frequency: float = 10.0,
+        sine_frequency: float = 1.0,
     ):
         super().__init__()
         positive(filter_order=filter_order)

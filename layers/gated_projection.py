@@ -16,8 +16,9 @@ from layers.base import positive
 class GatedProjection(nn.Module):
     """x (B, T, dim) -> `streams` tensors (B, channels, T): short_conv(W x + b) + b', causal.
 
-    With `groups` > 1 the map has only channels / groups outputs a stream, each read by `groups` channels with taps of
-    their own (the MAD protocol's tied projections).
+    With `groups` > 1 the map has only 1 / groups of the streams' channels as outputs, which these channels read over
+    and over, each with taps of its own (the MAD protocol's tied projections). So a stream sees up to all the outputs,
+    not a share of them, and neighbouring channels, those of a head, see different ones.
     """
 
     def __init__(self, dim: int, channels: int, *, streams: int = 3, groups: int = 1, kernel_size: int = 3):
@@ -33,10 +34,7 @@ class GatedProjection(nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         z = from_tokens(self.linear, x)  # (B, narrow, T)
-        streams = zip(
-            z.chunk(self.streams, dim=1), self.taps.chunk(self.streams), self.bias.chunk(self.streams), strict=True
-        )
-        return tuple(kernels.short_conv(*stream) for stream in streams)  # cut while narrow: gradients are joined there
+        return kernels.short_conv_streams(z, self.taps, self.bias, streams=self.streams)
 
     def step(self, x_t: torch.Tensor, past: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         """x_t (B, dim), past (B, narrow, K - 1) -> `streams` tensors (B, channels), and the next past."""

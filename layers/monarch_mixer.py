@@ -83,7 +83,7 @@ class MonarchMixer(Layer):
         self.causal = causal
 
         def new_filter() -> ImplicitFilter:
-            return ImplicitFilter(dim, max_length, filter_order=filter_order, emb_dim=emb_dim)
+            return ImplicitFilter(dim, max_length, filter_order=filter_order, emb_dim=emb_dim, sine_frequency=10.0)
 
         self.inputs = GatedProjection(dim, dim, kernel_size=kernel_size)
         self.monarch = CausalMonarch(max_length) if causal else None

@@ -5,6 +5,8 @@ import torch
 from kernels.checks import check_activation, use_triton
 from kernels.short_conv import reference
 
+STREAMS = 3  # at most
+
 
 def short_conv(
     u: torch.Tensor,
@@ -14,13 +16,13 @@ def short_conv(
     activation: str | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
-    """y[c, t] = activation(bias[c] + sum_j w[c, K - 1 - j] u[c // r, t - j]), zeros before the sequence (H3,
+    """y[c, t] = activation(bias[c] + sum_j w[c, K - 1 - j] u[c mod H, t - j]), zeros before the sequence (H3,
     arXiv 2212.14052; with SiLU as in Mamba, arXiv 2312.00752).
 
     Args:
         u: (B, H, L).
-        w: (C, K) with C = r H: the order of conv1d, the last tap multiplies the current token; r outputs read each
-            input channel (conv1d's channel multiplier).
+        w: (C, K) with C = r H: the order of conv1d, the last tap multiplies the current token; the outputs read the
+            input channels r times over.
         bias: (C,).
         activation: None | "silu" | "gelu".
         backend: "auto" | "torch" | "triton".
@@ -31,12 +33,30 @@ def short_conv(
     Raises:
         ValueError: shapes that do not fit together, an unknown activation or backend.
     """
+    return short_conv_streams(u, w, bias, streams=1, activation=activation, backend=backend)[0]
+
+
+def short_conv_streams(
+    u: torch.Tensor,
+    w: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    streams: int,
+    activation: str | None = None,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, ...]:
+    """`short_conv`, its outputs cut into `streams` equal parts, one to three: (B, C / streams, L) each.
+
+    On a GPU each part is a tensor of its own and so is its gradient: nothing is copied to cut or to join them.
+    """
     if activation is not None:
         check_activation(activation)
     if u.dim() != 3 or w.dim() != 2 or w.shape[0] % u.shape[1]:
         raise ValueError(f"expected u (B, H, L) and w (r H, K), got {tuple(u.shape)} and {tuple(w.shape)}")
+    if not 1 <= streams <= STREAMS or w.shape[0] % streams:
+        raise ValueError(f"streams must be 1 to {STREAMS} and divide the {w.shape[0]} outputs, got {streams}")
     if use_triton(backend, u, w, bias):
         from kernels.short_conv import triton
 
-        return triton.short_conv(u, w, bias, activation=activation)
-    return reference.short_conv(u, w, bias, activation=activation)
+        return tuple(triton.short_conv(u, w, bias, activation=activation, streams=streams))
+    return reference.short_conv(u, w, bias, activation=activation).chunk(streams, dim=1)

@@ -13,7 +13,7 @@ from kernels.checks import ACTIVATIONS
 def short_conv(
     u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None, *, activation: str | None = None
 ) -> torch.Tensor:
-    """u (B, H, L), w (r H, K), bias (r H,) -> (B, r H, L), of u's type; channel c reads input c // r."""
+    """u (B, H, L), w (r H, K), bias (r H,) -> (B, r H, L), of u's type; output c reads channel c mod H."""
     w = w.to(u.dtype)
     bias = w.new_zeros(w.shape[0]) if bias is None else bias.to(u.dtype)
     y = _ShiftedSum.apply(u, w, bias) if w.shape[0] == u.shape[1] else by_product(u, w, bias)
@@ -21,13 +21,14 @@ def short_conv(
 
 
 def by_product(u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """The r outputs of an input are (r, K) weights times its K shifted copies (K, B L)."""
+    """The r outputs of a channel are (r, K) weights times its K shifted copies (K, B L)."""
     batch, channels, length = u.shape
     width = w.shape[-1]
     padded = F.pad(u.transpose(0, 1), (width - 1, 0))  # (H, B, L + K - 1)
     copies = torch.stack([padded[..., j : j + length] for j in range(width)], dim=1)  # (H, K, B, L)
-    y = torch.baddbmm(bias.view(channels, -1, 1), w.view(channels, -1, width), copies.flatten(2))  # (H, r, B L)
-    return y.view(w.shape[0], batch, length).transpose(0, 1)
+    w, bias = w.view(-1, channels, width).transpose(0, 1), bias.view(-1, channels).t()  # (H, r, K), (H, r)
+    y = torch.baddbmm(bias.unsqueeze(-1), w, copies.flatten(2))  # (H, r, B L)
+    return y.transpose(0, 1).reshape(-1, batch, length).transpose(0, 1)
 
 
 class _ShiftedSum(torch.autograd.Function):

@@ -3,8 +3,13 @@
 The general form, for any type, width, strides and channel multiplier; half precision with few taps goes by `words.py`.
 A program owns a block of channels and walks over a share of the batch. Gradients of the taps are partial sums a share,
 added afterwards in a fixed order: no atomics, the same bits every time.
+
+Outputs may be cut into up to three tensors, the streams of a gated projection: what comes back to them as gradients
+then need not be joined first.
 """
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -20,19 +25,20 @@ SPLITS = 32  # shares of the batch in the backward: enough programs for every SM
 @triton.jit
 def forward_kernel(
     u, w, bias, dy, y,
-    H, L, u_b, u_h, u_t, dy_b, dy_h, dy_t, y_b, y_h, y_t,
-    R: tl.constexpr, K: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, BIAS: tl.constexpr,
+    H, C, L, FIRST, u_b, u_h, u_t, dy_b, dy_h, dy_t, y_b, y_h, y_t,
+    K: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, BIAS: tl.constexpr,
     BC: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    """y = activation(conv), or where SLOPE the gradient before the activation, dy * activation'(conv)."""
+    """y = activation(conv), or where SLOPE the gradient before the activation, dy * activation'(conv). Output c reads
+    channel (FIRST + c) mod H."""
     c = tl.program_id(1) * BC + tl.arange(0, BC)[:, None]
     t = tl.program_id(2) * BT + tl.arange(0, BT)[None, :]
     b = tl.program_id(0).to(tl.int64)
-    live = c < H * R
+    live = c < C
     z = tl.zeros((BC, BT), tl.float32)
     if BIAS:
         z += tl.load(bias + c, mask=live, other=0.0).to(tl.float32)
-    row = u + b * u_b + (c // R) * u_h
+    row = u + b * u_b + (FIRST + c) % H * u_h
     for j in tl.static_range(K):
         tap = tl.load(w + c * K + (K - 1 - j), mask=live, other=0.0).to(tl.float32)
         z += tap * tl.load(row + (t - j) * u_t, mask=live & (t >= j) & (t < L), other=0.0).to(tl.float32)
@@ -47,11 +53,11 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    u, w, dz, du, partial,
-    B, H, L, u_b, u_h, u_t, dz_b, dz_h, dz_t, du_b, du_h, du_t,
-    R: tl.constexpr, K: tl.constexpr, SUMS: tl.constexpr, BC: tl.constexpr, BT: tl.constexpr,
+    u, w, dz0, dz1, dz2, du, partial,
+    B, H, C, L, u_b, u_h, u_t, dz_b, dz_h, dz_t, du_b, du_h, du_t,
+    R: tl.constexpr, K: tl.constexpr, STREAMS: tl.constexpr, SUMS: tl.constexpr, BC: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    """du, and this share's sums in partial (shares, H, SUMS): for output r dw at r (K + 1) + tap, then dbias."""
+    """du, and this share's sums in partial (shares, H, SUMS): for output h + r H dw at r (K + 1) + tap, then dbias."""
     h = tl.program_id(0) * BC + tl.arange(0, BC)[:, None]
     live = h < H
     column = tl.arange(0, SUMS)[None, :]
@@ -65,9 +71,15 @@ def backward_kernel(
             out = tl.zeros((BC, BT), tl.float32)
             now = tl.load(x + t * u_t, mask=inside, other=0.0).to(tl.float32)
             for r in tl.static_range(R):
-                g = dz + b * dz_b + (h * R + r) * dz_h
+                output = h + r * H
+                g = dz0 + output * dz_h
+                if STREAMS > 1:
+                    g = tl.where(output >= C, dz1 + (output - C) * dz_h, g)
+                if STREAMS > 2:
+                    g = tl.where(output >= 2 * C, dz2 + (output - 2 * C) * dz_h, g)
+                g += b * dz_b
                 for j in tl.static_range(K):
-                    tap = tl.load(w + (h * R + r) * K + (K - 1 - j), mask=live, other=0.0).to(tl.float32)
+                    tap = tl.load(w + output * K + (K - 1 - j), mask=live, other=0.0).to(tl.float32)
                     ahead = tl.load(g + (t + j) * dz_t, mask=live & (t + j < L), other=0.0).to(tl.float32)
                     out += tap * ahead
                     sums += tl.where(column == r * (K + 1) + K - 1 - j, tl.sum(ahead * now, 1)[:, None], 0.0)
@@ -93,40 +105,54 @@ def new_outputs(u: torch.Tensor, outputs: int) -> torch.Tensor:
     return u.new_empty(batch, outputs, length)
 
 
-def launch_forward(u, w, bias, dy, activation: str) -> torch.Tensor:
-    """The convolution, or with dy the gradient before the activation."""
+def launch_forward(u, w, bias, dy, first: int, activation: str) -> torch.Tensor:
+    """Outputs `first` and on, as many as w has; or with dy their gradient before the activation."""
     batch, channels, length = u.shape
     outputs = w.shape[0]
     y = new_outputs(u, outputs)
-    if words.forward(u, w, bias, dy, y, activation):
+    if words.forward(u, w, bias, dy, y, first, activation):
         return y
     rows, tokens = tile(u, 2048)
     grid = (batch, triton.cdiv(outputs, rows), triton.cdiv(length, tokens))
     dy_like = y if dy is None else dy
     forward_kernel[grid](
-        u, w, bias, dy, y, channels, length, *u.stride(), *dy_like.stride(), *y.stride(),
-        R=outputs // channels, K=w.shape[1], ACTIVATION=activation, SLOPE=dy is not None, BIAS=bias is not None,
+        u, w, bias, dy, y, channels, outputs, length, first, *u.stride(), *dy_like.stride(), *y.stride(),
+        K=w.shape[1], ACTIVATION=activation, SLOPE=dy is not None, BIAS=bias is not None,
         BC=rows, BT=tokens,
     )  # fmt: skip
     return y
 
 
+def streams_of(u, w, bias, dys: Sequence[torch.Tensor | None], activation: str) -> list[torch.Tensor]:
+    """`launch_forward` of each stream."""
+    outputs = w.shape[0] // len(dys)
+    ws, biases = w.split(outputs), [None] * len(dys) if bias is None else bias.split(outputs)
+    return [
+        launch_forward(u, w, bias, dy, s * outputs, activation)
+        for s, (w, bias, dy) in enumerate(zip(ws, biases, dys, strict=True))
+    ]
+
+
 @torch.library.custom_op("mad::short_conv", mutates_args=())
-def convolve(u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, activation: str) -> torch.Tensor:
-    return launch_forward(u, w, bias, None, activation)
+def convolve(
+    u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, activation: str, streams: int
+) -> list[torch.Tensor]:
+    return streams_of(u, w, bias, [None] * streams, activation)
 
 
 @convolve.register_fake
-def _(u, w, bias, activation):
-    return new_outputs(u, w.shape[0])
+def _(u, w, bias, activation, streams):
+    return [new_outputs(u, w.shape[0] // streams) for _ in range(streams)]
 
 
 @torch.library.custom_op("mad::short_conv_backward", mutates_args=())
 def gradients(
-    u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, dy: torch.Tensor, activation: str
+    u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, dys: list[torch.Tensor], activation: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """du, and dw with dbias as one more column (r H, K + 1), fp32."""
-    dz = dy if activation == "none" else launch_forward(u, w, bias, dy, activation)
+    dz = dys if activation == "none" else streams_of(u, w, bias, dys, activation)
+    if len({t.stride() for t in dz}) > 1:
+        dz = [t.contiguous() for t in dz]
     by_words = words.backward(u, w, dz)
     if by_words is not None:
         return by_words
@@ -134,39 +160,43 @@ def gradients(
     outputs, width = w.shape
     repeats = outputs // channels
     columns = bucket(repeats * (width + 1), 1, 1 << 30)
-    rows, tokens = tile(u, 512 if length > 256 else 1024)  # as an H100 showed
+    rows, tokens = tile(u, 256 if columns > 16 else 512 if length > 256 else 1024)  # as an H100 showed; many sums spill
     shares = min(batch, SPLITS)
     partial = u.new_empty(shares, channels, columns, dtype=torch.float32)
     du = torch.empty_like(u)
     backward_kernel[(triton.cdiv(channels, rows), shares)](
-        u, w, dz, du, partial, batch, channels, length, *u.stride(), *dz.stride(), *du.stride(),
-        R=repeats, K=width, SUMS=columns, BC=rows, BT=tokens,
+        u, w, *words.padded(dz), du, partial, batch, channels, dz[0].shape[1], length,
+        *u.stride(), *dz[0].stride(), *du.stride(),
+        R=repeats, K=width, STREAMS=len(dz), SUMS=columns, BC=rows, BT=tokens,
     )  # fmt: skip
-    return du, partial.sum(0)[:, : repeats * (width + 1)].reshape(outputs, width + 1)
+    sums = partial.sum(0)[:, : repeats * (width + 1)].view(channels, repeats, width + 1)
+    return du, sums.transpose(0, 1).reshape(outputs, width + 1)
 
 
 @gradients.register_fake
-def _(u, w, bias, dy, activation):
+def _(u, w, bias, dys, activation):
     return torch.empty_like(u), w.new_empty(w.shape[0], w.shape[1] + 1, dtype=torch.float32)
 
 
 def keep(ctx, inputs, output):
-    u, w, bias, ctx.activation = inputs
+    u, w, bias, ctx.activation, _ = inputs
     ctx.save_for_backward(u, w, bias)
 
 
-def backward(ctx, dy):
+def backward(ctx, dys):
     u, w, bias = ctx.saved_tensors
-    du, sums = gradients(u, w, bias, dy, ctx.activation)
-    return du, sums[:, :-1].to(w.dtype), None if bias is None else sums[:, -1].to(bias.dtype), None
+    given = next(dy for dy in dys if dy is not None)
+    dys = [torch.zeros_like(given) if dy is None else dy for dy in dys]
+    du, sums = gradients(u, w, bias, dys, ctx.activation)
+    return du, sums[:, :-1].to(w.dtype), None if bias is None else sums[:, -1].to(bias.dtype), None, None
 
 
 convolve.register_autograd(backward, setup_context=keep)
 
 
 def short_conv(
-    u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None, *, activation: str | None
-) -> torch.Tensor:
-    """See kernels.short_conv."""
+    u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, *, activation: str | None, streams: int
+) -> list[torch.Tensor]:
+    """See kernels.short_conv_streams."""
     bias = None if bias is None else bias.contiguous()
-    return convolve(u, w.contiguous(), bias, activation or "none")
+    return convolve(u, w.contiguous(), bias, activation or "none", streams)

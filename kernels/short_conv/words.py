@@ -22,6 +22,7 @@ WIDEST = LANES + 1  # taps
 PROGRAMS = 132 * 16  # of the backward: what fills an H100
 ALONE, ALIGNED, ANYWHERE = (tl.constexpr(n) for n in range(3))  # sequences in a row: one; beginning with words; or not
 WORDS = 512  # a program takes at a time
+MOST_STREAMS = 3
 
 
 def words(x: torch.Tensor) -> torch.Tensor | None:
@@ -80,16 +81,16 @@ def _past(here, before, n, L, LANE: tl.constexpr, J: tl.constexpr, ROWS: tl.cons
 @triton.jit
 def forward_kernel(
     u, w, bias, dy, y,
-    N, L, u_b, u_h, dy_b, dy_h, y_b, y_h,
-    K: tl.constexpr, R: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, BIAS: tl.constexpr,
+    N, H, L, FIRST, u_b, u_h, dy_b, dy_h, y_b, y_h,
+    K: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, BIAS: tl.constexpr,
     ROWS: tl.constexpr, TYPE: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
-    """y = activation(conv), or where SLOPE the gradient before the activation, dy * activation'(conv). Output h is of
-    channel h // R."""
+    """y = activation(conv), or where SLOPE the gradient before the activation, dy * activation'(conv). Output h reads
+    channel (FIRST + h) mod H."""
     h = tl.program_id(1)
     b = tl.program_id(2).to(tl.int64)
     n = tl.program_id(0) * BW + tl.arange(0, BW)
-    row = u + b * u_b + (h // R).to(tl.int64) * u_h + n
+    row = u + b * u_b + ((FIRST + h) % H).to(tl.int64) * u_h + n
     follows, _ = _ends(n, N, L, ROWS)
     here = tl.load(row, mask=n < N, other=0)
     before = tl.load(row - 1, mask=follows, other=0)
@@ -114,11 +115,11 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    u, w, dz, du, partial,
-    B, N, H, L, u_b, u_h, dz_b, dz_h, du_b, du_h,
-    K: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, TYPE: tl.constexpr, BW: tl.constexpr,
+    u, w, dz0, dz1, dz2, du, partial,
+    B, N, H, C, L, u_b, u_h, dz_b, dz_h, du_b, du_h,
+    K: tl.constexpr, R: tl.constexpr, STREAMS: tl.constexpr, ROWS: tl.constexpr, TYPE: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
-    """du of channel h from its R outputs, and this share's sums in partial (shares, H R, K + 1): dw, then dbias.
+    """du of channel h from its outputs h + r H, and this share's sums in partial (shares, R H, K + 1): dw, then dbias.
 
     A thread has the same words of all outputs: what they add to du meets in its registers.
     """
@@ -126,12 +127,19 @@ def backward_kernel(
     share = tl.program_id(1)
     u += h * u_h
     du += h * du_h
-    dz += h * R * dz_h
     tiles = tl.cdiv(N, BW)
     zero = tl.zeros((BW,), tl.float32)
-    taps = ()
-    for c in tl.static_range(R * K):
-        taps += (tl.load(w + h * R * K + c).to(tl.float32),)
+    taps, gradients = (), ()
+    for r in tl.static_range(R):
+        output = h + r * H
+        for c in tl.static_range(K):
+            taps += (tl.load(w + output * K + c).to(tl.float32),)
+        dz = dz0 + output * dz_h
+        if STREAMS > 1 and output >= C:
+            dz = dz1 + (output - C) * dz_h
+        if STREAMS > 2 and output >= 2 * C:
+            dz = dz2 + (output - 2 * C) * dz_h
+        gradients += (dz,)
     sums = ()  # of output r: K taps, the newest last, and the bias; tokens are summed once at the end
     for _ in tl.static_range(R * (K + 1)):
         sums += (zero,)
@@ -144,8 +152,8 @@ def backward_kernel(
         x0, x1, x2, x3 = zero, zero, zero, zero
         new = ()
         for r in tl.static_range(R):
-            gradient = tl.load(dz + b * dz_b + r * dz_h + n, mask=n < N, other=0)
-            after = tl.load(dz + b * dz_b + r * dz_h + n + 1, mask=precedes, other=0)
+            gradient = tl.load(gradients[r] + b * dz_b + n, mask=n < N, other=0)
+            after = tl.load(gradients[r] + b * dz_b + n + 1, mask=precedes, other=0)
             x0 += _ahead(gradient, after, taps, n, L, 0, r * K, K, ROWS, TYPE)
             x1 += _ahead(gradient, after, taps, n, L, 1, r * K, K, ROWS, TYPE)
             x2 += _ahead(gradient, after, taps, n, L, 2, r * K, K, ROWS, TYPE)
@@ -163,9 +171,10 @@ def backward_kernel(
         sums = new
         out = _place(x0, 0, TYPE) | _place(x1, 1, TYPE) | _place(x2, 2, TYPE) | _place(x3, 3, TYPE)
         tl.store(du + b * du_b + n, out, mask=n < N)
-    place = partial + (share * H + h) * R * (K + 1)
-    for c in tl.static_range(R * (K + 1)):
-        tl.store(place + c, tl.sum(sums[c], 0))
+    for r in tl.static_range(R):
+        place = partial + ((share * R + r) * H + h) * (K + 1)
+        for c in tl.static_range(K + 1):
+            tl.store(place + c, tl.sum(sums[r * (K + 1) + c], 0))
 
 
 @triton.jit
@@ -188,22 +197,26 @@ TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 def options(u: torch.Tensor, w: torch.Tensor, rows: torch.Tensor, most: int = WORDS) -> dict:
     """A row holds several sequences where it is longer than one."""
-    length, repeats = u.shape[2], w.shape[0] // u.shape[1]
+    length = u.shape[2]
     several = ANYWHERE if length % LANES else ALIGNED
     places = ALONE if rows.shape[2] * LANES == length else several
     size = bucket(rows.shape[2], 32, most)
-    return {"K": w.shape[1], "R": repeats, "ROWS": places.value, "TYPE": TYPES[u.dtype], "BW": size}
+    return {"K": w.shape[1], "ROWS": places.value, "TYPE": TYPES[u.dtype], "BW": size}
 
 
 def rows_of(w: torch.Tensor, *tensors: torch.Tensor) -> list[torch.Tensor]:
     """The tensors as rows of words; none where they cannot be cut alike or the taps reach further than a word."""
     rows = [r for r in map(words, tensors) if r is not None]
     alike = len(rows) == len(tensors) and len({(r.shape[0], r.shape[2]) for r in rows}) == 1
-    repeats = w.shape[0] // tensors[0].shape[1]
-    return rows if alike and w.shape[1] <= WIDEST and repeats in (1, 2, 4) else []
+    return rows if alike and w.shape[1] <= WIDEST else []
 
 
-def forward(u, w, bias, dy, y: torch.Tensor, activation: str) -> bool:
+def padded(streams: list[torch.Tensor]) -> list[torch.Tensor]:
+    """As many tensors as the kernels take; the last ones are not looked at."""
+    return streams + streams[:1] * (MOST_STREAMS - len(streams))
+
+
+def forward(u, w, bias, dy, y: torch.Tensor, first: int, activation: str) -> bool:
     """Into y the convolution, or with dy the gradient before the activation; False where words do not fit."""
     rows = rows_of(w, u, y, y if dy is None else dy)
     if not rows or rows[0].shape[0] > MOST:  # the plain kernel has the batch on the grid's first axis
@@ -211,25 +224,27 @@ def forward(u, w, bias, dy, y: torch.Tensor, activation: str) -> bool:
     x, out, extra = rows
     chosen = options(u, w, x)
     forward_kernel[(triton.cdiv(x.shape[2], chosen["BW"]), out.shape[1], x.shape[0])](
-        x, w, bias, extra, out, x.shape[2], u.shape[2], *x.stride()[:2], *extra.stride()[:2], *out.stride()[:2],
+        x, w, bias, extra, out, x.shape[2], u.shape[1], u.shape[2], first,
+        *x.stride()[:2], *extra.stride()[:2], *out.stride()[:2],
         ACTIVATION=activation, SLOPE=dy is not None, BIAS=bias is not None, **chosen,
     )  # fmt: skip
     return True
 
 
-def backward(u, w, dz) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """du, and dw with dbias as one more column (r H, K + 1), fp32; None where words do not fit the tensors."""
-    du = torch.empty_like(u)
-    rows = rows_of(w, u, dz, du)
+def backward(u, w, dz: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """du, and dw with dbias as one more column (r H, K + 1), fp32; None where words do not fit the tensors. `dz`: of
+    the streams, of the same strides."""
+    du, repeats = torch.empty_like(u), w.shape[0] // u.shape[1]
+    rows = rows_of(w, u, du, *dz) if repeats in (1, 2, 4) else []
     if not rows:
         return None
-    x, gradient, out = rows
-    chosen = options(u, w, x, WORDS // (w.shape[0] // u.shape[1]))  # as many accumulators
+    x, out, *gradients = rows
+    chosen = options(u, w, x, WORDS // repeats)  # as many accumulators
     outer, channels, length = x.shape
     shares = max(1, min(triton.cdiv(PROGRAMS, channels), outer * triton.cdiv(length, chosen["BW"])))
     partial = u.new_empty(shares, w.shape[0], w.shape[1] + 1, dtype=torch.float32)
     backward_kernel[(channels, shares)](
-        x, w, gradient, out, partial, outer, length, channels, u.shape[2],
-        *x.stride()[:2], *gradient.stride()[:2], *out.stride()[:2], **chosen,
+        x, w, *padded(gradients), out, partial, outer, length, channels, dz[0].shape[1], u.shape[2],
+        *x.stride()[:2], *gradients[0].stride()[:2], *out.stride()[:2], R=repeats, STREAMS=len(dz), **chosen,
     )  # fmt: skip
     return du, partial.sum(0)

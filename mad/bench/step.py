@@ -99,8 +99,8 @@ def add(table: Table, name: str, stack: str | list[str], args: argparse.Namespac
 
 
 def with_usual_convolutions(step: Callable[[], None]) -> None:
-    """The step with kernels.fft_conv and kernels.short_conv as they are commonly written."""
-    with mock.patch("kernels.fft_conv", rfft_2t), mock.patch("kernels.short_conv", conv1d):
+    """The step with its long and short convolutions as they are commonly written."""
+    with mock.patch("kernels.fft_conv", rfft_2t), mock.patch("kernels.short_conv_streams", conv1d):
         step()
 
 
@@ -113,7 +113,7 @@ def rfft_2t(u, k, *, skip=None, pre_gate=None, post_gate=None):
     return y if post_gate is None else y * post_gate
 
 
-def conv1d(u, w, bias=None):
-    multiplier = w.shape[0] // u.shape[1]
-    u = u.repeat_interleave(multiplier, dim=1).contiguous()
-    return F.conv1d(u, w.unsqueeze(1), bias, padding=w.shape[-1] - 1, groups=len(w))[..., : u.shape[-1]]
+def conv1d(u, w, bias=None, *, streams):
+    u = u.repeat(1, w.shape[0] // u.shape[1], 1)
+    y = F.conv1d(u, w.unsqueeze(1), bias, padding=w.shape[-1] - 1, groups=len(w))[..., : u.shape[-1]]
+    return y.chunk(streams, dim=1)

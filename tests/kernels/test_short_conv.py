@@ -12,7 +12,7 @@ HERE = "cuda" if torch.cuda.is_available() else "cpu"
 def oracle(u, w, bias=None, *, activation=None):
     """One term after the other."""
     repeats, width = w.shape[0] // u.shape[1], w.shape[1]
-    x = u.repeat_interleave(repeats, dim=1)
+    x = u.repeat(1, repeats, 1)
     y = torch.zeros_like(x) if bias is None else bias[:, None].expand_as(x).clone()
     for t in range(u.shape[-1]):
         terms = [w[:, width - 1 - j] * x[:, :, t - j] for j in range(min(width, t + 1))]
@@ -75,6 +75,41 @@ def test_four_tokens_a_word(where, repeats, stored, batch, channels, length, wid
     verify(kernels.short_conv, oracle, given, activation=activation, **where)
 
 
+@pytest.mark.parametrize("channels, repeats, streams", [(3, 4, 3), (6, 1, 3), (4, 3, 2), (4, 4, 1), (2, 3, 3)])
+@pytest.mark.parametrize("length, width", [(20, 3), (7, 5), (9, 6)])
+def test_streams_are_parts_of_the_outputs(where, channels, repeats, streams, length, width):
+    """Also where a part begins within the channels."""
+    torch.manual_seed(4)
+    u, outputs = torch.randn(channels, 3, length).double().transpose(0, 1), repeats * channels
+    given = {"u": u, "w": torch.randn(outputs, width).double(), "bias": torch.randn(outputs).double()}
+
+    def parts(u, w, bias, *, streams, activation=None):
+        return oracle(u, w, bias, activation=activation).chunk(streams, dim=1)
+
+    verify(kernels.short_conv_streams, parts, given, streams=streams, **where)
+    verify(kernels.short_conv_streams, parts, given, streams=streams, activation="silu", **where)
+
+
+def test_streams_nobody_reads_and_gradients_in_other_layouts():
+    torch.manual_seed(5)
+    u, w = torch.randn(2, 3, 8, device=HERE), torch.randn(12, 3, device=HERE)
+
+    def gradients(backend):
+        leaves = u.clone().requires_grad_(), w.clone().requires_grad_()
+        a, _, c = kernels.short_conv_streams(*leaves, streams=3, backend=backend)
+        return torch.autograd.grad((a * a).sum() + (c.transpose(0, 1).contiguous() ** 3).sum(), leaves)
+
+    for got, want in zip(gradients("triton"), gradients("torch"), strict=True):
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+def test_as_many_streams_as_there_can_be():
+    with pytest.raises(ValueError, match="streams must be 1 to 3 and divide the 8 outputs, got 3"):
+        kernels.short_conv_streams(torch.randn(1, 4, 5), torch.randn(8, 3), streams=3)
+    with pytest.raises(ValueError, match="streams must be 1 to 3"):
+        kernels.short_conv_streams(torch.randn(1, 4, 5), torch.randn(8, 3), streams=4)
+
+
 def test_words_are_taken_where_they_fit():
     from kernels.short_conv.words import words
 
@@ -93,9 +128,9 @@ def test_more_sequences_than_a_grid_holds(monkeypatch):
 
     u, w = torch.randn(3, 2, 8, dtype=torch.float16, device=HERE), torch.randn(2, 3, dtype=torch.float16, device=HERE)
     y = torch.empty_like(u)
-    assert words.forward(u, w, None, None, y, "none")
+    assert words.forward(u, w, None, None, y, 0, "none")
     monkeypatch.setattr(words, "MOST", 2)
-    assert not words.forward(u, w, None, None, y, "none")
+    assert not words.forward(u, w, None, None, y, 0, "none")
     torch.testing.assert_close(kernels.short_conv(u, w, backend="triton"), y)
 
 
@@ -104,4 +139,4 @@ def test_is_a_well_formed_operator():
 
     torch.manual_seed(2)
     u, w = torch.randn(2, 3, 9, requires_grad=True, device=HERE), torch.randn(3, 3, requires_grad=True, device=HERE)
-    torch.library.opcheck(triton.convolve, (u, w, None, "silu"))
+    torch.library.opcheck(triton.convolve, (u, w, None, "silu", 3))
