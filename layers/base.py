@@ -14,6 +14,7 @@ class Layer(nn.Module):
     """
 
     causal = True  # False: an output may depend on later inputs; there is no step then
+    linear_maps: tuple[str, ...] = ()  # parameters that are linear maps without being an nn.Linear: those of experts
     countable = True  # True: `flops` is what torch's FLOP counter sees; say False where the work is not matmuls
 
     def __init__(self, dim: int, max_length: int):

@@ -26,6 +26,7 @@ class HyenaExperts(Layer):
     + 2 top_k w + 2 w dim.
     """
 
+    linear_maps = ("weight",)
     countable = False  # the long convolution is nominally an FFT
 
     def __init__(

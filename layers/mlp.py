@@ -1,4 +1,4 @@
-"""Dense channel mixers: MLP, SwiGLU, and Monarch Mixer's block-diagonal GLU."""
+"""Dense channel mixers: MLP, SwiGLU, Monarch Mixer's block-diagonal GLU, and none."""
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,18 @@ class SwiGLU(ChannelMixer):
 
     def flops(self, length: int) -> int:
         return 6 * length * self.dim * self.width
+
+
+@layers.register("identity", kind="channel")
+class Identity(ChannelMixer):
+    """y = x, the normed stream: what blocks without an MLP add in Zoology's code (Arora et al. 2023, arXiv 2312.04927).
+    No parameters, no FLOPs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def flops(self, length: int) -> int:
+        return 0
 
 
 @layers.register("monarch_mlp", kind="channel")

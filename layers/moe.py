@@ -17,6 +17,7 @@ class MoE(ChannelMixer):
     (the published code does both). FLOPs a token: 2 dim num_experts + 6 top_k dim width.
     """
 
+    linear_maps = ("up", "down")
     countable = False  # blocks of slots are filled up with zeros
 
     def __init__(self, dim: int, max_length: int, *, num_experts: int = 8, top_k: int = 2, width: int = 16):

@@ -30,6 +30,7 @@ class Arch:
     tied_embeddings: bool = False
     embed_dropout: float = 0.0
     positions: bool = False  # learned absolute position embeddings
+    init: str = "own"  # of linear maps: own, as each layer has it | normal | gpt2; see mad.models.build
 
 
 @dataclass
@@ -103,9 +104,9 @@ class Run:
         """
         decides = self.to_dict()
         del decides["device"], decides["mode"]
-        for key in YOUNGER:
-            if decides["train"][key] is None:
-                del decides["train"][key]
+        for section, key in YOUNGER:
+            if getattr(getattr(self, section), key) == getattr(SECTIONS[section](), key):
+                del decides[section][key]
         decides["plugins"] = plugins.digests(self.plugins)
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -131,8 +132,9 @@ def by_shape(run: Run) -> tuple[int, str, int, float]:
     return -(run.arch.max_length or 0), kind, -(run.train.num_train or 0), decay
 
 
-YOUNGER = ("tokens", "budget_flops")  # keys of train that the first run ids do not know
 SECTIONS = {"arch": Arch, "optim": Optim, "train": Train}
+# keys that the first run ids do not know: they count where they are not what they were before there was a choice
+YOUNGER = (("train", "tokens"), ("train", "budget_flops"), ("arch", "init"))
 
 
 def _fill(cls: type, values: Mapping[str, Any], prefix: str) -> Any:

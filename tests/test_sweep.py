@@ -82,7 +82,8 @@ def test_the_mad_protocol_has_396_runs(expand):
     assert lengths == {32, 64, 128, 256}
     published = sweep.prepare(expand("sweeps=mad", "protocol=mad_lab", "task=compression"))[0]
     assert len(published) == 66
-    assert {(run.optim.schedule, run.train.score) for run in published} == {("constant", "macro_accuracy")}
+    recipes = {(run.optim.schedule, run.train.score, run.arch.init) for run in published}
+    assert recipes == {("constant", "macro_accuracy", "normal")}
 
 
 def test_archs_of_a_sweep_vary_in_keys_of_their_own(expand):

@@ -5,8 +5,8 @@ logits = m(tokens)                      # (B, T) -> (B, T, V)
 models.cost(m, length=128)              # parameters, forward FLOPs, state size of one sequence
 """
 
-from mad.models.build import build
+from mad.models.build import INITS, build
 from mad.models.cost import Cost, cost
 from mad.models.notation import compact, expand
 
-__all__ = ["Cost", "build", "compact", "cost", "expand"]
+__all__ = ["INITS", "Cost", "build", "compact", "cost", "expand"]

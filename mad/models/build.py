@@ -6,9 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from layers.base import Layer
 from mad.models.stack import Stack, new_norm
 from mad.registry import unknown
 
+INITS = ("own", "normal", "gpt2")
+OUTPUT_MAPS = ("out", "down")  # what layers call the map at their end
 FEW = 256  # token vectors, up to which their gradient is a matrix product on a GPU
 
 
@@ -148,6 +151,7 @@ def build(
     tied_embeddings: bool = False,
     embed_dropout: float = 0.0,
     positions: bool = False,
+    init: str = "own",
 ) -> Any:
     """Build a model, (B, T) int64 token ids -> (B, T, vocab_size) logits, any T <= max_length.
 
@@ -155,13 +159,18 @@ def build(
         stack: layers in the notation of `mad.models.notation`.
         head: "lm" or "autoencoder".
         norm: "rms" or "layer", before every layer and before the head.
+        init: of linear maps: "own", as each layer draws them; "normal", all of them N(0, 0.02) with zero biases, as the
+            MAD protocol's published code until 2025; "gpt2", the same, but those that end a branch of the stack smaller
+            by the square root of the number of branches (Radford et al. 2019), as Zoology's code.
 
     Raises:
-        ValueError: an unknown head, norm, layer or option, or sizes that do not fit.
+        ValueError: an unknown head, norm, init, layer or option, or sizes that do not fit.
     """
     if head not in HEADS:
         raise unknown("head", head, HEADS)
-    return HEADS[head](
+    if init not in INITS:
+        raise unknown("init", init, INITS)
+    model = HEADS[head](
         stack,
         dim,
         vocab_size,
@@ -171,6 +180,24 @@ def build(
         embed_dropout=embed_dropout,
         positions=positions,
     )
+    if init != "own":
+        draw_linear_maps(model, len(model.stack.layers) ** -0.5 if init == "gpt2" else 1.0)
+    return model
+
+
+def draw_linear_maps(model: nn.Module, last: float) -> None:
+    """Draw all linear maps of a model anew, N(0, 0.02) and zero biases, those of experts too; those at a layer's end
+    times `last`. Convolutions, skips and all else that is no linear map stay as they are."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        for name in ("weight",) if isinstance(module, nn.Linear) else getattr(module, "linear_maps", ()):
+            nn.init.normal_(getattr(module, name), std=0.02)
+    for layer in model.modules():
+        if isinstance(layer, Layer):
+            for end in (getattr(layer, name, None) for name in OUTPUT_MAPS):
+                if end is not None:
+                    (end.weight if isinstance(end, nn.Linear) else end).detach().mul_(last)
 
 
 def sine_cosine_code(length: int, dim: int) -> torch.Tensor:

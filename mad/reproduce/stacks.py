@@ -9,7 +9,7 @@ HYENA = {
     "filter": {"name": "implicit", "sine_frequency": 1.0},
 }  # fmt: skip
 LONG_CONV = {"name": "base_conv", "filter": {"name": "implicit", "filter_order": 16, "sine_frequency": 1.0}}
-CONV = {"name": "base_conv"}
+CONV, IDENTITY = {"name": "base_conv"}, {"name": "identity"}
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ BASED: dict[str, Model] = {
     "deltanet": ([CONV, {"name": "delta_net"}], None),
     "gated_deltanet": ([CONV, {"name": "gated_delta_net"}], None),
     "gla": ([CONV, {"name": "gla", "num_heads": 2, "expand_k": 0.5}], None),
-    "hyena": ([HYENA] * 2, None),
+    "hyena": ([HYENA, IDENTITY] * 2, None),
 }
 ZOOLOGY: dict[str, Model] = {
-    "attention": ([{"name": "attention", "rope": False}] * 2, None),
-    "hyena": ([HYENA] * 4, None),
-    "base_conv": ([CONV, LONG_CONV] * 2, None),
+    "attention": ([{"name": "attention", "rope": False}, IDENTITY] * 2, None),
+    "hyena": ([HYENA, IDENTITY] * 4, None),
+    "base_conv": ([CONV, IDENTITY, LONG_CONV, IDENTITY] * 2, None),
 }
 
 

@@ -17,6 +17,7 @@ from mad.training.schedule import SCHEDULES
 
 WORTH_COMPILING = 2000  # steps; compiling takes as long as some hundreds of them, once a shape and process
 CHOICES = {
+    "arch.init": models.INITS,
     "optim.schedule": tuple(SCHEDULES),
     "train.precision": ("auto", "fp32", "bf16"),
     "train.score": ("accuracy", "macro_accuracy"),
@@ -86,7 +87,7 @@ def cost(run: Run, task: Any) -> models.Cost:
 
 
 def _model(arch: dict[str, Any], vocab_size: int, head: str) -> Any:
-    options = {key: arch[key] for key in ("norm", "tied_embeddings", "embed_dropout", "positions")}
+    options = {key: arch[key] for key in ("norm", "tied_embeddings", "embed_dropout", "positions", "init")}
     return models.build(arch["stack"], arch["dim"], vocab_size, arch["max_length"], head, **options)
 
 

@@ -1,5 +1,7 @@
 """Models around a stack: shapes, what a head may see, costs, and that nothing re-initialises a layer."""
 
+import re
+
 import pytest
 import torch
 
@@ -81,6 +83,32 @@ def test_cost_adds_up():
     assert placed.params_nonembedding == got.params_nonembedding
 
 
+@pytest.mark.parametrize("init, last", [("normal", 1.0), ("gpt2", 0.5)])
+@pytest.mark.parametrize("head", ["lm", "autoencoder"])
+def test_linear_maps_drawn_alike(head, init, last):
+    stack = ["hyena", "moe", "hyena_experts", "swiglu"]
+    torch.manual_seed(0)
+    own = models.build(stack, 64, 11, 20, head)
+    torch.manual_seed(0)
+    drawn = models.build(stack, 64, 11, 20, head, init=init)
+    maps = ends = 0
+    for (name, before), after in zip(own.named_parameters(), drawn.parameters(), strict=True):
+        module, _, leaf = name.rpartition(".")
+        experts = before.dim() == 3 and leaf in ("up", "down", "weight")
+        if not experts and not isinstance(drawn.get_submodule(module), torch.nn.Linear):
+            assert torch.equal(before, after), name
+            continue
+        maps += 1
+        if leaf == "bias":
+            assert (after == 0).all(), name
+            continue
+        end = re.fullmatch(r"stack\.layers\.\d\.(out\.weight|down\.weight|down)", name)
+        ends += end is not None
+        deviation = 0.02 * (last if end else 1.0)
+        assert abs(after.std().item() / deviation - 1) < 6 * after.numel() ** -0.5, name
+    assert maps >= 20 and ends == 4
+
+
 def test_a_token_uses_its_own_experts():
     for spec, experts in (("moe", 8 * 3 * 32 * 16), ("hyena_experts", 8 * (32 + 1) * 3 * 4)):
         dense = models.cost(models.build([{"name": spec, "top_k": 8}], 32, 11, 20), 20)
@@ -97,6 +125,7 @@ def test_a_token_uses_its_own_experts():
         ({"stack": [{"name": "mh_attention", "num_heads": 5}]}, "does not divide dim=32; the nearest that does is 4"),
         ({"head": "lmm"}, "unknown head 'lmm' .did you mean 'lm'"),
         ({"norm": "rmss"}, "unknown norm 'rmss' .did you mean 'rms'"),
+        ({"init": "norml"}, "unknown init 'norml' .did you mean 'normal'"),
     ],
 )
 def test_bad_models(change, message):

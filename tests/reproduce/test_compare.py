@@ -177,7 +177,8 @@ def test_models_are_told_by_their_stacks():
     attention = {"name": "attention", "rope": False}
     assert model_of(json.dumps(["base_conv", attention]), BASED) == ("attention", "")
     assert model_of(json.dumps([attention, attention]), BASED) is None
-    assert model_of(json.dumps([attention, attention]), ZOOLOGY) == ("attention", "")
+    assert model_of(json.dumps([attention, attention]), ZOOLOGY) is None  # no identity in place of the MLP
+    assert model_of(json.dumps([attention, "identity"] * 2), ZOOLOGY) == ("attention", "")
     assert model_of("base_conv-based", BASED) == ("based", "f=16")  # the default
     assert model_of(json.dumps(["base_conv", {"name": "based", "num_heads": 2}]), BASED) is None
     window = {"name": "sliding_attention", "rope": False, "window": 65}
