@@ -92,8 +92,8 @@ class GatedDeltaNet(DeltaNet):
     """DeltaNet whose state decays first, by exp(-exp(a) softplus(W_a x + bias)) a head.
 
     Yang et al. 2024 (arXiv 2412.06464), as in Zoology's sweeps: values twice as wide as keys, no gate on the output.
-    The decays begin as Mamba-2's. State as in `delta_net`; FLOPs a token: 2 dim num_heads and dim V / num_heads more;
-    the rest as in `delta_net`.
+    Decay rates begin uniform in (0, 16), step sizes as Mamba's. State as in `delta_net`; FLOPs a token: 2 dim num_heads
+    and dim V / num_heads more; the rest as in `delta_net`.
     """
 
     recurrence = 7
@@ -104,7 +104,7 @@ class GatedDeltaNet(DeltaNet):
         super().__init__(dim, max_length, num_heads=num_heads, expand_v=expand_v, kernel_size=kernel_size)
         self.rate = nn.Linear(dim, num_heads, bias=False)
         self.rate_bias = new_steps(num_heads)
-        self.log_a = nn.Parameter(torch.empty(num_heads).uniform_(1.0, 16.0).log())
+        self.log_a = nn.Parameter(torch.empty(num_heads).uniform_(0.0, 16.0).log())
 
     def decay(self, x: torch.Tensor) -> torch.Tensor:
         rate = kernels.wide(self.rate(x)) + self.rate_bias

@@ -19,11 +19,11 @@ from layers.routing import Dispatch, Router
 class HyenaExperts(Layer):
     """y = W_o sum over the top k experts e of p_e Hyena_e(x), p = softmax of the k highest router scores.
 
-    Poli et al. 2024 (MAD, arXiv 2403.17844): the dim channels are cut into 8 experts of width dim / 8, top 2. A token
-    is projected by its own experts only, and enters and leaves only them; to the others it is a zero (the published
-    code computes and weights all of them). State: the convolutions' inputs, dim T, the routed projections' last ones.
-    FLOPs a token, w = dim / num_experts: 2 dim num_experts + 6 top_k dim w + 18 dim + 10 dim log2 T + 4 dim
-    + 2 top_k w + 2 w dim.
+    Poli et al. 2024 (MAD, arXiv 2403.17844): 8 experts of width dim / 8, top 2; every eighth channel is of one expert,
+    so that each has filters that forget fast and slowly. A token is projected by its own experts only, and enters and
+    leaves only them; to the others it is a zero (the published code computes and weights all of them). State: the
+    convolutions' inputs, dim T, the routed projections' last ones. FLOPs a token, w = dim / num_experts:
+    2 dim num_experts + 6 top_k dim w + 18 dim + 10 dim log2 T + 4 dim + 2 top_k w + 2 w dim.
     """
 
     linear_maps = ("weight",)
@@ -61,18 +61,18 @@ class HyenaExperts(Layer):
         dispatch = Dispatch(experts, self.router.num_experts)
         own = dispatch.scatter(dispatch.multiply(dispatch.gather(x), self.weight))  # (N, k, 3 w)
         routed = (experts.unsqueeze(-1) == torch.arange(self.router.num_experts, device=x.device)).to(own.dtype)
-        z = torch.einsum("nkw,nke->new", own, routed) + routed.sum(1).unsqueeze(-1) * self.bias
+        z = torch.einsum("nkw,nke->nwe", own, routed) + routed.sum(1).unsqueeze(1) * self.bias.t()  # (N, 3 w, E)
         mix = torch.einsum("nk,nke->ne", chosen.to(own.dtype), routed)
-        return z.unflatten(-1, (3, self.width)).transpose(1, 2).flatten(1), mix
+        return z.flatten(1), mix
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.check_length(x)
         z, mix = self.project(x.flatten(0, 1))
         z = z.unflatten(0, x.shape[:2]).transpose(1, 2).contiguous()  # tokens are neighbours for the convolutions
-        x0, x1, v = kernels.short_conv(z, self.conv.taps, self.conv.bias).chunk(3, dim=1)  # (B, dim, T)
+        x0, x1, v = kernels.short_conv_streams(z, self.conv.taps, self.conv.bias, streams=3)  # (B, dim, T)
         y = kernels.fft_conv(v, self.filter(x.shape[1]), skip=self.skip, pre_gate=x1, post_gate=x0)
-        y = y.transpose(1, 2).flatten(0, 1).unflatten(-1, (self.router.num_experts, self.width))  # (N, E, w)
-        return self.out((y * mix.unsqueeze(-1)).sum(1)).view_as(x)
+        y = y.transpose(1, 2).flatten(0, 1).unflatten(-1, (self.width, self.router.num_experts))  # (N, w, E)
+        return self.out((y * mix.unsqueeze(1)).sum(-1)).view_as(x)
 
     def init_state(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The short convolutions' past (B, K - 1, 3 dim), and the long one's (B, dim, t), growing."""
@@ -84,8 +84,8 @@ class HyenaExperts(Layer):
         x0, x1, v = z.chunk(3, dim=-1)
         w = torch.cat([state[1], (x1 * v).unsqueeze(-1)], dim=-1)
         y = x0 * (convolution_step(w, self.filter(w.shape[-1])) + self.skip * w[..., -1])
-        y = y.unflatten(-1, (self.router.num_experts, self.width))
-        return self.out((y * mix.unsqueeze(-1)).sum(1)), (past, w)
+        y = y.unflatten(-1, (self.width, self.router.num_experts))
+        return self.out((y * mix.unsqueeze(1)).sum(-1)), (past, w)
 
     def state_size(self, length: int) -> int:
         return 3 * self.dim * (self.conv.taps.shape[1] - 1) + self.dim * length

@@ -56,7 +56,7 @@ class MultiHeadHyena(Layer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.check_length(x)
-        q, k, v = (s.unflatten(1, (self.num_heads, self.head_dim)).transpose(2, 3) for s in self.inputs(x))
+        q, v, k = (s.unflatten(1, (self.num_heads, self.head_dim)).transpose(2, 3) for s in self.inputs(x))
         y = kernels.toeplitz_attention(q, k, v, self.taps(x.shape[1]))  # (B, H, T, P), as q, k, v; channel-first
         return to_tokens(self.out, y.transpose(2, 3).flatten(1, 2))
 
@@ -67,7 +67,7 @@ class MultiHeadHyena(Layer):
         return past, empty, empty
 
     def step(self, x_t: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
-        (q, k, v), past = self.inputs.step(x_t, state[0])
+        (q, v, k), past = self.inputs.step(x_t, state[0])
         keys, values = torch.cat([state[1], k.unsqueeze(-1)], -1), torch.cat([state[2], v.unsqueeze(-1)], -1)
         heads = (self.num_heads, self.head_dim)
         scores = (q.unflatten(1, heads).unsqueeze(-1) * keys.unflatten(1, heads)).sum(2)  # (B, H, t)

@@ -67,6 +67,8 @@ class MonarchMLP(ChannelMixer):
     square root of the number of blocks, so that activations keep their size. FLOPs a token: 6 dim width / num_blocks.
     """
 
+    linear_maps = ("gate", "value", "down")
+
     def __init__(self, dim: int, max_length: int, *, num_blocks: int = 4, width: int | None = None):
         super().__init__(dim, max_length)
         width = 4 * dim if width is None else width

@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import kernels
@@ -96,8 +97,9 @@ class MonarchMixer(Layer):
         """u (B, dim, T) with filter 0 or 1, both ways where the layer is not causal."""
         length = u.shape[-1]
         y = kernels.fft_conv(u, self.filters[which](length), skip=self.skips[which])
-        if self.reverse is not None:
-            y = y + kernels.fft_conv(u.flip(-1), self.reverse[which](length)).flip(-1)
+        if self.reverse is not None:  # its first tap multiplies the next token: this one's is the forward filter's
+            ahead = kernels.fft_conv(u.flip(-1), self.reverse[which](length)).flip(-1)
+            y = y + F.pad(ahead[..., 1:], (0, 1))
         return y
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -30,6 +30,7 @@ class Arch:
     tied_embeddings: bool = False
     embed_dropout: float = 0.0
     positions: bool = False  # learned absolute position embeddings
+    head_bias: bool = False  # of the map to the vocabulary
     init: str = "own"  # of linear maps: own, as each layer has it | normal | gpt2; see mad.models.build
 
 
@@ -59,7 +60,8 @@ class Train:
     num_train: int | None = None  # sequences; None: what the task's protocol says
     num_test: int | None = None
     stop_at: float | None = 0.999  # stop early at this test score; None (always, for text, tokens and FLOPs): never
-    score: str = "accuracy"  # accuracy | macro_accuracy: what stops early and is ranked
+    score: str = "accuracy"  # what stops early and is ranked: accuracy | macro_accuracy | batch_macro_accuracy
+    report: str = "last"  # the evaluation whose numbers count: last | lowest_perplexity, that of the test set
     deterministic: bool = True  # on CUDA, refuse operations that do not repeat bit for bit
 
 
@@ -104,8 +106,8 @@ class Run:
         """
         decides = self.to_dict()
         del decides["device"], decides["mode"]
-        for section, key in YOUNGER:
-            if getattr(getattr(self, section), key) == getattr(SECTIONS[section](), key):
+        for section, key, before in YOUNGER:
+            if decides[section][key] == before:
                 del decides[section][key]
         decides["plugins"] = plugins.digests(self.plugins)
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
@@ -133,8 +135,14 @@ def by_shape(run: Run) -> tuple[int, str, int, float]:
 
 
 SECTIONS = {"arch": Arch, "optim": Optim, "train": Train}
-# keys that the first run ids do not know: they count where they are not what they were before there was a choice
-YOUNGER = (("train", "tokens"), ("train", "budget_flops"), ("arch", "init"))
+# keys that the first run ids do not know, and what they were before there was a choice: other values count
+YOUNGER = (
+    ("train", "tokens", None),
+    ("train", "budget_flops", None),
+    ("train", "report", "last"),
+    ("arch", "init", "own"),
+    ("arch", "head_bias", False),
+)
 
 
 def _fill(cls: type, values: Mapping[str, Any], prefix: str) -> Any:

@@ -82,8 +82,8 @@ def test_the_mad_protocol_has_396_runs(expand):
     assert lengths == {32, 64, 128, 256}
     published = sweep.prepare(expand("sweeps=mad", "protocol=mad_lab", "task=compression"))[0]
     assert len(published) == 66
-    recipes = {(run.optim.schedule, run.train.score, run.arch.init) for run in published}
-    assert recipes == {("constant", "macro_accuracy", "normal")}
+    recipes = {(run.optim.schedule, run.train.score, run.train.report, run.arch.init) for run in published}
+    assert recipes == {("constant", "batch_macro_accuracy", "lowest_perplexity", "normal")}
 
 
 def test_archs_of_a_sweep_vary_in_keys_of_their_own(expand):
@@ -169,7 +169,7 @@ def test_the_same_point_is_one_run(expand):
 
 def test_a_sweep_chooses_a_protocol_and_the_command_line_another(expand):
     for name in ("reproduce_mad_table", "reproduce_mad_table_reduced"):
-        for given, want in (([], ("constant", "macro_accuracy")), (["protocol=default"], ("cosine", "accuracy"))):
+        for given, want in (([], ("constant", "batch_macro_accuracy")), (["protocol=default"], ("cosine", "accuracy"))):
             runs, _ = sweep.prepare(expand(f"sweeps={name}", "task=compression", "arch=hyena", *given))
             assert {(run.optim.schedule, run.train.score) for run in runs} == {want}
 

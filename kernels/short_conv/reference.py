@@ -9,6 +9,8 @@ import torch.nn.functional as F
 
 from kernels.checks import ACTIVATIONS
 
+STREAMS = 3  # into which outputs may be cut, at most
+
 
 def short_conv(
     u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None, *, activation: str | None = None

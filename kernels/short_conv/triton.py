@@ -160,7 +160,7 @@ def gradients(
     outputs, width = w.shape
     repeats = outputs // channels
     columns = bucket(repeats * (width + 1), 1, 1 << 30)
-    rows, tokens = tile(u, 256 if columns > 16 else 512 if length > 256 else 1024)  # as an H100 showed; many sums spill
+    rows, tokens = tile(u, 256 if columns > 16 else 512 if length > 256 else 1024)  # an H100's best; many sums spill
     shares = min(batch, SPLITS)
     partial = u.new_empty(shares, channels, columns, dtype=torch.float32)
     du = torch.empty_like(u)
@@ -170,7 +170,7 @@ def gradients(
         R=repeats, K=width, STREAMS=len(dz), SUMS=columns, BC=rows, BT=tokens,
     )  # fmt: skip
     sums = partial.sum(0)[:, : repeats * (width + 1)].view(channels, repeats, width + 1)
-    return du, sums.transpose(0, 1).reshape(outputs, width + 1)
+    return du, sums.transpose(0, 1).reshape(outputs, width + 1).contiguous()  # as the fake has it: r = 1 gives a view
 
 
 @gradients.register_fake
@@ -181,12 +181,13 @@ def _(u, w, bias, dys, activation):
 def keep(ctx, inputs, output):
     u, w, bias, ctx.activation, _ = inputs
     ctx.save_for_backward(u, w, bias)
+    ctx.set_materialize_grads(False)  # its zeros would be batch-first
 
 
 def backward(ctx, dys):
+    """Streams that nothing reads have no gradient."""
     u, w, bias = ctx.saved_tensors
-    given = next(dy for dy in dys if dy is not None)
-    dys = [torch.zeros_like(given) if dy is None else dy for dy in dys]
+    dys = [new_outputs(u, len(w) // len(dys)).zero_() if dy is None else dy for dy in dys]
     du, sums = gradients(u, w, bias, dys, ctx.activation)
     return du, sums[:, :-1].to(w.dtype), None if bias is None else sums[:, -1].to(bias.dtype), None, None
 

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from kernels.activations import activate, slope
+from kernels.short_conv.reference import STREAMS
 from kernels.tiles import MOST, bucket
 
 LANES = 4  # tokens of 16 bits a word
@@ -22,7 +23,6 @@ WIDEST = LANES + 1  # taps
 PROGRAMS = 132 * 16  # of the backward: what fills an H100
 ALONE, ALIGNED, ANYWHERE = (tl.constexpr(n) for n in range(3))  # sequences in a row: one; beginning with words; or not
 WORDS = 512  # a program takes at a time
-MOST_STREAMS = 3
 
 
 def words(x: torch.Tensor) -> torch.Tensor | None:
@@ -213,7 +213,7 @@ def rows_of(w: torch.Tensor, *tensors: torch.Tensor) -> list[torch.Tensor]:
 
 def padded(streams: list[torch.Tensor]) -> list[torch.Tensor]:
     """As many tensors as the kernels take; the last ones are not looked at."""
-    return streams + streams[:1] * (MOST_STREAMS - len(streams))
+    return streams + streams[:1] * (STREAMS - len(streams))
 
 
 def forward(u, w, bias, dy, y: torch.Tensor, first: int, activation: str) -> bool:

@@ -34,6 +34,7 @@ class LanguageModel(nn.Module):
         tied_embeddings: bool = False,
         embed_dropout: float = 0.0,
         positions: bool = False,
+        head_bias: bool = False,
     ):
         super().__init__()
         self.embedding = Embedding(dim, vocab_size, max_length, embed_dropout, positions)
@@ -44,8 +45,10 @@ class LanguageModel(nn.Module):
                 "it fits the head 'autoencoder' only"
             )
         self.norm = new_norm(norm, dim)
-        self.head = nn.Linear(dim, vocab_size, bias=False)
+        self.head = nn.Linear(dim, vocab_size, bias=head_bias)
         nn.init.normal_(self.head.weight, std=0.02)
+        if head_bias:
+            nn.init.zeros_(self.head.bias)
         if tied_embeddings:
             self.head.weight = self.embedding.tokens.weight
 
@@ -151,6 +154,7 @@ def build(
     tied_embeddings: bool = False,
     embed_dropout: float = 0.0,
     positions: bool = False,
+    head_bias: bool = False,
     init: str = "own",
 ) -> Any:
     """Build a model, (B, T) int64 token ids -> (B, T, vocab_size) logits, any T <= max_length.
@@ -179,6 +183,7 @@ def build(
         tied_embeddings=tied_embeddings,
         embed_dropout=embed_dropout,
         positions=positions,
+        head_bias=head_bias,
     )
     if init != "own":
         draw_linear_maps(model, len(model.stack.layers) ** -0.5 if init == "gpt2" else 1.0)
@@ -186,23 +191,29 @@ def build(
 
 
 def draw_linear_maps(model: nn.Module, last: float) -> None:
-    """Draw all linear maps of a model anew, N(0, 0.02) and zero biases, those of experts too; those at a layer's end
-    times `last`. Convolutions, skips and all else that is no linear map stay as they are."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-        for name in ("weight",) if isinstance(module, nn.Linear) else getattr(module, "linear_maps", ()):
-            nn.init.normal_(getattr(module, name), std=0.02)
-    for layer in model.modules():
-        if isinstance(layer, Layer):
-            for end in (getattr(layer, name, None) for name in OUTPUT_MAPS):
-                if end is not None:
-                    (end.weight if isinstance(end, nn.Linear) else end).detach().mul_(last)
+    """Draw all linear maps of a model anew, N(0, 0.02), those of experts too, those at a layer's end times `last`; the
+    biases of nn.Linear are zero. Convolutions, skips and all else that is no linear map stay as they are."""
+    maps: dict[str, Any] = {}  # parameters by name
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            maps[f"{path}.weight"] = module.weight
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, Layer):
+            maps |= {f"{path}.{name}": getattr(module, name) for name in module.linear_maps}
+    for weight in maps.values():
+        nn.init.normal_(weight, std=0.02)
+    for path, module in model.named_modules():
+        for name in OUTPUT_MAPS if isinstance(module, Layer) else ():
+            end = maps.get(f"{path}.{name}.weight", maps.get(f"{path}.{name}"))
+            if end is not None:
+                end.detach().mul_(last)
 
 
 def sine_cosine_code(length: int, dim: int) -> torch.Tensor:
-    """The fixed position code of Vaswani et al. 2017, (length, dim): sines, then cosines."""
+    """The fixed position code of the MAD protocol's decoder, (length, dim): sines, then cosines, frequencies from 1
+    to 1e-4, this one included (after Vaswani et al. 2017)."""
     half = -(-dim // 2)
-    frequencies = torch.exp(-math.log(10000.0) * torch.arange(half) / half)
+    frequencies = torch.exp(-math.log(10000.0) * torch.arange(half) / max(1, half - 1))
     angles = torch.arange(length).unsqueeze(-1) * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1)[:, :dim]

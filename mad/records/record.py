@@ -20,10 +20,11 @@ class Record:
     status: str  # ok | diverged | failed
     config: dict[str, Any]  # Run.to_dict() of the resolved run
     metrics: dict[str, float] = field(default_factory=dict)
-    # final numbers: accuracy, macro_accuracy, loss (test, nats), of text also perplexity and bits_per_byte; the same as
+    # of the evaluation that train.report names: accuracy, macro_accuracy, loss (test, nats), of text also perplexity
+    # and bits_per_byte; by batch, then averaged, batch_macro_accuracy and batch_perplexity; of the same model
     # valid_accuracy, ...; train_loss, best_accuracy (over all evaluations)
     curve: list[dict[str, float]] = field(default_factory=list)
-    # at most 50 points: step, train_loss, loss, accuracy, macro_accuracy
+    # at most 50 points: step, train_loss, and what of the above is measured on the test set
     cost: dict[str, int] = field(default_factory=dict)
     # of the model, for one sequence of seq_len tokens: params, params_nonembedding, params_active, flops (forward),
     # state_size; of the run: tokens, unique_tokens (distinct ones among them), flops_exact (3 x forward FLOPs x

@@ -85,13 +85,15 @@ PUBLISHED = {
         title="MAD scores of five stacks, and their compute-optimal perplexity",
         source="Poli et al. 2024, arXiv 2403.17844",
         file="mad_scores.csv",
-        score="macro_accuracy",
+        score="batch_macro_accuracy",
         recipe=BY_EPOCHS
         | {
             "arch.dim": 128,
             "arch.init": "normal",
+            "arch.head_bias": True,
             "optim.schedule": "constant",
-            "train.score": "macro_accuracy",
+            "train.score": "batch_macro_accuracy",
+            "train.report": "lowest_perplexity",
             "train.epochs": 200,
             "train.batch_size": 128,
             "train.num_test": 1280,

@@ -1,4 +1,4 @@
-"""Loss, accuracy and macro accuracy over a set of examples, with one transfer to the host."""
+"""Loss and accuracies over a set of examples, with one transfer to the host."""
 
 import contextlib
 from typing import Any
@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from mad.determinism import algorithms
 from mad.training.data import IGNORE, Examples
 from mad.training.graphs import Immediate
+
+MOST = 100.0  # nats, whose exponential is still a number that can be summed
 
 
 def loss_of(logits: torch.Tensor, targets: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
@@ -32,7 +34,8 @@ class Evaluation:
         self.do, self.precision = do or Immediate(), precision or contextlib.nullcontext
         device = parts[0].inputs.device
         self.counts = torch.zeros(len(parts), 3, vocab_size + 1, dtype=torch.float64, device=device)
-        # of each part (3, V + 1): by id, how often right, how often target, how often predicted; summed loss in [0, V]
+        # of each part (3, V + 1): by id, how often right, how often target, how often predicted; in column V sums, of
+        # the loss, and of each batch's macro accuracy and perplexity times its sequences
         self.place = torch.zeros((), dtype=torch.int64, device=device)  # of the batch
 
     @torch.no_grad()
@@ -53,34 +56,47 @@ class Evaluation:
         target = batch.targets.masked_fill((rows >= len(part)).unsqueeze(-1), IGNORE)  # the last batch runs over
         with self.precision():
             logits = self.model(batch.inputs, batch.positions)
-        counts[0, -1] += loss_of(logits, target, reduction="sum")
+        loss = loss_of(logits, target, reduction="sum").double()
         guess, target = logits.argmax(-1).flatten(), target.flatten()
         scored = (target != IGNORE).double()
         target = target.clamp(min=0)
+        mine = torch.zeros_like(counts[:, :-1])
         with algorithms(False):
-            counts[0].index_add_(0, target, scored * (guess == target))
-            counts[1].index_add_(0, target, scored)
-            counts[2].index_add_(0, guess, scored)
+            mine[0].index_add_(0, target, scored * (guess == target))
+            mine[1].index_add_(0, target, scored)
+            mine[2].index_add_(0, guess, scored)
+        sequences = (rows < len(part)).sum()
+        counts[:, :-1] += mine
+        counts[0, -1] += loss
+        counts[1, -1] += sequences * macro(*mine)
+        counts[2, -1] += sequences * (loss / scored.sum()).clamp(max=MOST).exp()
         self.place += 1
 
 
-def scores(counts: torch.Tensor, sizes: list[int]) -> dict[str, float]:
-    """loss (nats), accuracy (share of the scored positions), macro_accuracy (mean over the ids of the vocabulary).
+def macro(right: torch.Tensor, targets: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+    """Mean over the ids (V,) of the share that is right. An id that is neither a target nor predicted is left out; one
+    that is predicted but never a target counts as 0 (as torchmetrics does)."""
+    seen = targets + predicted > 0
+    return (right / targets.clamp(min=1)).sum() / seen.sum()
 
-    Parts of a mixture count by their `sizes` in sequences. An id that is neither a target nor predicted is left out of
-    the macro average; one that is predicted but never a target counts as 0 (as torchmetrics does). With several parts,
-    accuracy_0, accuracy_1, ... are those of the parts. `counts` (P, 3, V + 1) are those of an Evaluation.
+
+def scores(counts: torch.Tensor, sizes: list[int]) -> dict[str, float]:
+    """loss (nats), accuracy (share of the scored positions), macro_accuracy (mean over the ids of the vocabulary), and
+    as the MAD code has them batch_macro_accuracy and batch_perplexity: of each batch, then the mean over the batches.
+
+    Parts of a mixture count by their `sizes` in sequences. With several, accuracy_0, accuracy_1, ... are those of the
+    parts. `counts` (P, 3, V + 1) are those of an Evaluation.
     """
     weights = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
     right, targets, predicted = counts[:, :, :-1].unbind(1)  # (P, V) each
     loss = counts[:, 0, -1] / targets.sum(-1)
     accuracy = right.sum(-1) / targets.sum(-1)
-    seen = (targets + predicted).sum(0) > 0
-    recall = right.sum(0) / targets.sum(0).clamp(min=1)
     result = {
         "loss": (weights * loss).sum().item(),
         "accuracy": (weights * accuracy).sum().item(),
-        "macro_accuracy": recall[seen].mean().item(),
+        "macro_accuracy": macro(right.sum(0), targets.sum(0), predicted.sum(0)).item(),
+        "batch_macro_accuracy": counts[:, 1, -1].sum().item() / sum(sizes),
+        "batch_perplexity": counts[:, 2, -1].sum().item() / sum(sizes),
     }
     if len(sizes) > 1:
         result |= {f"accuracy_{i}": value for i, value in enumerate(accuracy.tolist())}

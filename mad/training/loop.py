@@ -149,15 +149,18 @@ def _steps(run: Run, tell: Progress, checkpoint: Checkpoint, kept: Kept) -> Gene
         if not (math.isfinite(train_loss) and math.isfinite(measured["loss"])):
             status = "diverged"
             break
+        if settings.report == "lowest_perplexity" and _reported(curve, settings.report) is curve[-1]:
+            trainer.remember()
         if settings.stop_at is not None and measured[settings.score] >= settings.stop_at:
             break
 
-    metrics = _final(curve, status)
+    metrics = _final(curve, settings.report)
     if status == "ok" and "valid" in task.splits:
+        trainer.recall()
         valid_parts = load("valid", num_test)
         trainer.put("valid", valid_parts)
         _, valid = yield from read("valid", [len(part) for part in valid_parts])
-        names = ("accuracy", "macro_accuracy", "loss", *task.of_loss(0.0))
+        names = ("accuracy", "macro_accuracy", "batch_macro_accuracy", "loss", *task.of_loss(0.0))
         metrics |= {f"valid_{name}": valid[name] for name in names}
     if run.mode != "eager":
         kept.trainer = trainer
@@ -179,13 +182,25 @@ def _steps(run: Run, tell: Progress, checkpoint: Checkpoint, kept: Kept) -> Gene
     )
 
 
-def _final(curve: list[dict[str, float]], status: str) -> dict[str, float]:
-    """The numbers of the last evaluation; of the last finite one, where the run diverged."""
-    measured = [point for point in curve if math.isfinite(point["train_loss"]) and math.isfinite(point["loss"])]
-    if not measured:
+def _final(curve: list[dict[str, float]], report: str) -> dict[str, float]:
+    """The numbers of the evaluation that is reported, and the best of all."""
+    point = _reported(curve, report)
+    if point is None:
         return {}
-    final = {name: value for name, value in measured[-1].items() if name != "step"}
-    return final | {f"best_{name}": max(p[name] for p in measured) for name in ("accuracy", "macro_accuracy")}
+    final = {name: value for name, value in point.items() if name != "step"}
+    return final | {f"best_{name}": max(p[name] for p in _finite(curve)) for name in ("accuracy", "macro_accuracy")}
+
+
+def _reported(curve: list[dict[str, float]], report: str) -> dict[str, float] | None:
+    """The last evaluation, or the first of the lowest test perplexity, among the finite ones; None: there is none."""
+    measured = _finite(curve)
+    if not measured:
+        return None
+    return measured[-1] if report == "last" else min(measured, key=lambda point: point["batch_perplexity"])
+
+
+def _finite(curve: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [point for point in curve if math.isfinite(point["train_loss"]) and math.isfinite(point["loss"])]
 
 
 def _thin(curve: list[dict[str, float]]) -> list[dict[str, float]]:

@@ -20,7 +20,8 @@ CHOICES = {
     "arch.init": models.INITS,
     "optim.schedule": tuple(SCHEDULES),
     "train.precision": ("auto", "fp32", "bf16"),
-    "train.score": ("accuracy", "macro_accuracy"),
+    "train.report": ("last", "lowest_perplexity"),
+    "train.score": ("accuracy", "macro_accuracy", "batch_macro_accuracy"),
     "device": ("auto", "cpu", "cuda"),
     "mode": ("auto", "eager", "captured", "compiled"),
 }
@@ -87,7 +88,7 @@ def cost(run: Run, task: Any) -> models.Cost:
 
 
 def _model(arch: dict[str, Any], vocab_size: int, head: str) -> Any:
-    options = {key: arch[key] for key in ("norm", "tied_embeddings", "embed_dropout", "positions", "init")}
+    options = {key: arch[key] for key in ("norm", "tied_embeddings", "embed_dropout", "positions", "head_bias", "init")}
     return models.build(arch["stack"], arch["dim"], vocab_size, arch["max_length"], head, **options)
 
 

@@ -38,6 +38,16 @@ class Trainer:
             compile_layers(self.model)
         self.update = Update(run, self.model, train, self.do)
         self.evaluations = {"test": self._evaluation(test)}
+        self.remembered: dict[str, torch.Tensor] | None = None
+
+    def remember(self) -> None:
+        """Keep the model as it is now, for `recall`."""
+        self.remembered = {name: t.clone() for name, t in self.model.state_dict().items()}
+
+    def recall(self) -> None:
+        """The model back as it was remembered, if it was."""
+        if self.remembered is not None:
+            self.model.load_state_dict(self.remembered)
 
     def take_over(self, run: Run, task: Any, train: Parts, test: Parts) -> bool:
         """Begin `run` in place of the last, if it is of the same kind: weights as drawn for it, its own data."""
@@ -53,6 +63,7 @@ class Trainer:
                 mine.become(new)
         self.put("test", test)
         self.update.restart()
+        self.remembered = None
         return True
 
     def put(self, split: str, parts: Parts) -> None:
@@ -69,12 +80,13 @@ class Trainer:
         return Evaluation(self.model, parts, self.batch_size, self.vocab_size, self.do, self.update.autocast)
 
     def state(self) -> dict[str, Any]:
-        return {"model": self.model.state_dict(), "update": self.update.state()}
+        return {"model": self.model.state_dict(), "update": self.update.state(), "remembered": self.remembered}
 
     def load(self, state: dict[str, Any]) -> None:
         """Back to what `state` gave, before the run's first step."""
         self.model.load_state_dict(state["model"])
         self.update.load(state["update"])
+        self.remembered = state["remembered"]
 
 
 class Update:

@@ -90,6 +90,31 @@ def test_streams_are_parts_of_the_outputs(where, channels, repeats, streams, len
     verify(kernels.short_conv_streams, parts, given, streams=streams, activation="silu", **where)
 
 
+@pytest.mark.parametrize("batch, length", [(3, 20), (4, 9), (4, 127)])
+@pytest.mark.parametrize("repeats", [1, 2, 4])
+def test_streams_as_training_has_them(batch, length, repeats):
+    """Half precision, channel by channel in memory, the gradients too: whole words, and one launch for all streams."""
+    from kernels.short_conv import triton, words
+
+    def channel_first(channels):
+        return torch.randn(channels, batch, length, device=HERE).half().transpose(0, 1)
+
+    torch.manual_seed(6)
+    u, w, dys = (
+        channel_first(6),
+        torch.randn(6 * repeats, 3, device=HERE),
+        [channel_first(2 * repeats) for _ in range(3)],
+    )
+    assert words.backward(u, w, dys) is not None
+    du, sums = triton.gradients(u, w, None, dys, "none")
+    leaves = u.double().requires_grad_(), w.double().requires_grad_()
+    want = torch.autograd.grad(oracle(*leaves), leaves, torch.cat(dys, dim=1).double())
+    for got, exact in zip((du, sums[:, :-1]), want, strict=True):
+        assert ((got.double() - exact).norm() / exact.norm()).item() < 1e-3
+    mixed = [dys[0], dys[1].contiguous(), dys[2]]
+    torch.testing.assert_close(triton.gradients(u, w, None, mixed, "none")[0], du, atol=1e-2, rtol=1e-2)
+
+
 def test_streams_nobody_reads_and_gradients_in_other_layouts():
     torch.manual_seed(5)
     u, w = torch.randn(2, 3, 8, device=HERE), torch.randn(12, 3, device=HERE)
@@ -140,3 +165,7 @@ def test_is_a_well_formed_operator():
     torch.manual_seed(2)
     u, w = torch.randn(2, 3, 9, requires_grad=True, device=HERE), torch.randn(3, 3, requires_grad=True, device=HERE)
     torch.library.opcheck(triton.convolve, (u, w, None, "silu", 3))
+    for repeats, width in ((1, 3), (1, 4), (4, 3), (4, 4)):
+        w = torch.randn(3 * repeats, width, device=HERE)
+        dys = [torch.randn(2, repeats, 9, device=HERE) for _ in range(3)]
+        torch.library.opcheck(triton.gradients, (u.detach(), w, None, dys, "none"))

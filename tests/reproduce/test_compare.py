@@ -99,7 +99,7 @@ def test_other_settings_are_left_out(mad_table):
 def test_off_diverged_failed_and_seeds(mad_table):
     mine = mad_table[(mad_table["task"] == "memorization") & (mad_table["arch"] == "hyena_swiglu")]
     keys = {"model": "hyena_swiglu", "task": "memorization"}
-    off = at(compare("mad_table", mine.assign(macro_accuracy=0.8)), **keys)
+    off = at(compare("mad_table", mine.assign(batch_macro_accuracy=0.8)), **keys)
     assert off["verdict"] == "off" and off["difference"] == pytest.approx(-0.095)
     diverged = at(compare("mad_table", mine.assign(status="diverged")), **keys)
     assert (diverged["ours"], diverged["plain"], diverged["points"], diverged["verdict"]) == (0, 0, 36, "off")
@@ -108,7 +108,7 @@ def test_off_diverged_failed_and_seeds(mad_table):
     assert found.failed == 1 and at(found, **keys)["points"] == 35
     gone = compare("mad_table", mine.assign(status="failed"))
     assert gone.failed == 36 and at(gone, **keys)["verdict"] == "no run"
-    again = mine.assign(seed=1, macro_accuracy=mine["macro_accuracy"] - 0.02)
+    again = mine.assign(seed=1, batch_macro_accuracy=mine["batch_macro_accuracy"] - 0.02)
     seeds = at(compare("mad_table", pd.concat([mine, again])), **keys)
     assert seeds["difference"] == pytest.approx(-0.01) and (seeds["points"], seeds["runs"]) == (36, 72)
 
@@ -208,5 +208,5 @@ def test_what_cannot_be_compared_is_said(mad_table):
         compare("based_figure2", mad_table)
     with pytest.raises(ValueError, match="lacks 'stack' .did you mean 'stacks'"):
         compare("mad_table", mad_table.rename(columns={"stack": "stacks"}))
-    with pytest.raises(ValueError, match="macro_accuracy"):
-        compare("mad_table", mad_table.drop(columns="macro_accuracy"))
+    with pytest.raises(ValueError, match="batch_macro_accuracy"):
+        compare("mad_table", mad_table.drop(columns="batch_macro_accuracy"))

@@ -104,6 +104,11 @@ def test_synthetic_runs_keep_their_data_and_their_ids(text):
     assert run.train.num_train == 100_000 and run.train.stop_at is None
     plain = training.prepare(text(steps=3) | {"task": task})
     assert plain.train.stop_at == 0.999 and plain.id == "1f9a7807faa30d33"  # as before there were tokens and budgets
+    for section, keys in (
+        ("train", {"report": "lowest_perplexity"}), ("arch", {"init": "normal"}), ("arch", {"head_bias": True})
+    ):  # fmt: skip
+        given = text(steps=3) | {"task": task}
+        assert training.prepare(given | {section: given[section] | keys}).id != plain.id
     mixed = task | {"segments": [[8, 2, 24], [16, 4, 8]]}
     with pytest.raises(ValueError, match="train.tokens needs sequences of one length, task 'mqar' mixes 8, 16 tokens"):
         training.prepare(text(tokens=STEP) | {"task": mixed})

@@ -36,8 +36,17 @@ def interrupt_at(step):
     return on_progress
 
 
-def test_it_goes_on_to_the_same_curve(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("report", ["last", "lowest_perplexity"])
+def test_it_goes_on_to_the_same_curve(run, tmp_path, monkeypatch, report):
+    run.train.report = report
+    if report != "last":  # the lowest comes before the interruption, whose model has to be there at the end
+        run.optim.lr, run.optim.schedule = 3e-2, "constant"
+        run.task = {"name": "mqar", "vocab_size": 32, "seq_len": 16, "num_kv": 2}
+        run = training.prepare(run)
     want = training.train(run)
+    if report != "last":
+        lowest = min(want.curve, key=lambda point: point["batch_perplexity"])
+        assert lowest["step"] <= 10 and want.metrics["loss"] == lowest["loss"] and "valid_loss" in want.metrics
     where = Checkpoints(tmp_path / "checkpoints", minutes=0)
     for step in (5, 15):
         with pytest.raises(KeyboardInterrupt):

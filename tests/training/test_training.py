@@ -164,6 +164,50 @@ def test_accuracies_against_their_definitions():
             recalls.append((is_label & guessed).sum().item() / max(1, is_label.sum().item()))
     assert got["macro_accuracy"] == pytest.approx(sum(recalls) / len(recalls))
     assert got["loss"] == pytest.approx(loss_of(logits, targets).item(), rel=1e-6)
+    macros = perplexities = 0.0
+    for rows in (slice(0, 16), slice(16, 32), slice(32, 40)):
+        share = (rows.stop - rows.start) / 40
+        part = Evaluation(Table(), [compact(torch.arange(40 * 7).view(40, 7)[rows], targets[rows])], 40, vocab_size=8)
+        part.queue()
+        alone = scores(part.counts, [rows.stop - rows.start])
+        macros += share * alone["macro_accuracy"]
+        perplexities += share * math.exp(alone["loss"])
+    assert got["batch_macro_accuracy"] == pytest.approx(macros)
+    assert got["batch_perplexity"] == pytest.approx(perplexities, rel=1e-5)
+
+
+def test_an_id_guessed_once_costs_one_batch_its_share():
+    targets, logits = torch.zeros(4, 1, dtype=torch.int64), torch.zeros(4, 1, 3)
+    logits[:, 0, 0], logits[3, 0, 2] = 1.0, 2.0  # the last guess is an id that is never asked for
+
+    class Table(torch.nn.Module):
+        def forward(self, tokens, positions):
+            return logits[tokens[:, 0]]
+
+    evaluation = Evaluation(Table(), [compact(torch.arange(4).view(4, 1), targets)], batch_size=2, vocab_size=3)
+    evaluation.queue()
+    got = scores(evaluation.counts, [4])
+    assert got["accuracy"] == 0.75
+    assert got["macro_accuracy"] == pytest.approx(0.75 / 2)  # over the whole set it halves the score
+    assert got["batch_macro_accuracy"] == pytest.approx((1 + 0.5 / 2) / 2)
+
+
+def test_the_evaluation_of_the_lowest_perplexity_is_reported():
+    """Its numbers, and its model: what is measured on validation data is of the same weights."""
+    few = {"num_train": 16, "steps": 200, "eval_every": 10, "stop_at": None}  # it overfits
+    last, lowest = (
+        training.train(tiny(train=few | {"report": report}, optim={"lr": 1e-2, "schedule": "constant"}))
+        for report in ("last", "lowest_perplexity")
+    )
+    assert last.curve == lowest.curve
+    perplexities = [point["batch_perplexity"] for point in lowest.curve]
+    place = perplexities.index(min(perplexities))
+    assert place < len(perplexities) - 1, "or nothing is told apart"
+    for name in ("accuracy", "loss", "batch_macro_accuracy", "train_loss"):
+        assert lowest.metrics[name] == lowest.curve[place][name]
+        assert last.metrics[name] == last.curve[-1][name]
+    assert lowest.metrics["valid_loss"] < last.metrics["valid_loss"]
+    assert lowest.run_id != last.run_id
 
 
 def test_schedules():
