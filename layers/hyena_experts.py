@@ -1,4 +1,4 @@
-"""Hyena experts: a mixture whose experts are narrow Hyena operators."""
+"""Hyena experts: mixtures whose experts are narrow Hyena operators, sparse and as the published MAD code has them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ class HyenaExperts(Layer):
 
     Poli et al. 2024 (MAD, arXiv 2403.17844): 8 experts of width dim / 8, top 2; every eighth channel is of one expert,
     so that each has filters that forget fast and slowly. A token is projected by its own experts only, and enters and
-    leaves only them; to the others it is a zero (the published code computes and weights all of them). State: the
+    leaves only them; to the others it is a zero. The published code's mixture is `dense_hyena_experts`. State: the
     convolutions' inputs, dim T, the routed projections' last ones. FLOPs a token, w = dim / num_experts:
     2 dim num_experts + 6 top_k dim w + 18 dim + 10 dim log2 T + 4 dim + 2 top_k w + 2 w dim.
     """
@@ -99,3 +99,25 @@ class HyenaExperts(Layer):
         routed = self.router.top_k * (6 * self.dim * self.width + 2 * self.width)
         dense = 2 * self.conv.taps.numel() + 4 * self.dim + 2 * self.width * self.dim
         return length * (router + routed + dense) + fft_conv_flops(self.dim, length)
+
+
+@layers.register("dense_hyena_experts", kind="sequence")
+class DenseHyenaExperts(HyenaExperts):
+    """Hyena experts that all see every token, and all have a weight: a softmax over the k highest scores and zeros in
+    place of the others, as in the MAD protocol's published code.
+
+    State: the convolutions' inputs, dim T, the projections' last ones. FLOPs a token, w = dim / num_experts:
+    2 dim num_experts + 6 dim^2 + 18 dim + 10 dim log2 T + 4 dim + 2 dim + 2 w dim.
+    """
+
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        z = torch.einsum("nd,edw->nwe", x, self.weight.to(x.dtype)) + self.bias.t()  # (N, 3 w, E)
+        return z.flatten(1), self.router.of_all(x).to(z.dtype)
+
+    def active_params(self) -> int:
+        return Layer.active_params(self)
+
+    def flops(self, length: int) -> int:
+        router = 2 * self.dim * self.router.num_experts
+        dense = 2 * self.weight.numel() + 2 * self.conv.taps.numel() + 6 * self.dim + 2 * self.width * self.dim
+        return length * (router + dense) + fft_conv_flops(self.dim, length)

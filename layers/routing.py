@@ -34,6 +34,13 @@ class Router(nn.Module):
         scores, experts = highest(self.scores(x), self.top_k)
         return scores.softmax(-1), experts
 
+    def of_all(self, x: torch.Tensor) -> torch.Tensor:
+        """Weights of all experts (N, E), as the published MAD code has them: scores below the k highest count as zeros,
+        so that every expert keeps some weight, one with a negative score among the chosen less than those."""
+        scores = self.scores(x)
+        least = scores.topk(self.top_k, dim=-1).values[:, -1:]
+        return torch.where(scores < least, 0, scores).softmax(-1)
+
     def idle(self, params: int) -> int:
         """Of the parameters of all experts, those that a token does not use."""
         return params // self.num_experts * (self.num_experts - self.top_k)

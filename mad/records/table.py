@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mad.config import YOUNGER
 from mad.records.files import dumps, replace
 from mad.records.record import Record
 
@@ -52,6 +53,10 @@ def _rows(records: Iterable[Record]) -> tuple[list[str], list[dict[str, Any]]]:
 def _parts(record: Record) -> list[dict[str, Any]]:
     """A record's row, in groups of columns."""
     arch, task, optim, train = (dict(record.config.get(key) or {}) for key in ("arch", "task", "optim", "train"))
+    for section, key, before in YOUNGER:  # a record of before there was a choice
+        part = {"arch": arch, "train": train}[section]
+        if part:
+            part.setdefault(key, before)
     stack = _stack_text(arch.pop("stack", None))
     return [
         {"run_id": record.run_id, "sweep": record.sweep, "status": record.status},

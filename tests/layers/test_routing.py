@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import kernels
 import layers
 from layers.routing import Dispatch
 
@@ -28,6 +29,36 @@ def test_moe_equals_the_plain_sum(top_k, shape):
     layer = layers.build({"name": "moe", "top_k": top_k}, 16, 64).double()
     x = torch.randn(*shape, 16, dtype=torch.float64)
     assert torch.allclose(layer(x), plain_moe(layer, x), atol=1e-12)
+
+
+def test_dense_mixtures_weigh_every_expert():
+    """Against a loop over tokens and experts."""
+    torch.manual_seed(0)
+    layer = layers.build("dense_moe", 32, 8).double()
+    assert sum(p.numel() for p in layers.build("dense_moe", 128, 8).parameters()) == 164_872  # the published, as used
+    x = torch.randn(1, 5, 32, dtype=torch.float64)
+    y, down = layer(x)[0], layer.down.weight.view(32, 8, 128)
+    for t in range(5):
+        scores = layer.router.scores(x[0, t])
+        chosen = scores.topk(2).indices.tolist()
+        p = torch.stack([scores[e] if e in chosen else scores[e] * 0 for e in range(8)]).softmax(-1)
+        value, gate = (layer.up.weight @ x[0, t]).chunk(2)
+        hidden = value * F.gelu(gate, approximate="tanh")
+        assert torch.allclose(y[t], sum(p[e] * (down[:, e] @ hidden) for e in range(8)), atol=1e-12)
+        assert p.min() > 0
+
+
+def test_dense_hyena_experts_are_hyena_with_a_weighted_sum():
+    torch.manual_seed(0)
+    layer = layers.build("dense_hyena_experts", 32, 8).double()
+    x = torch.randn(2, 8, 32, dtype=torch.float64)
+    z = (
+        torch.stack([x @ layer.weight[e] + layer.bias[e] for e in range(8)], -1).flatten(2).transpose(1, 2)
+    )  # (B, 96, T)
+    x0, x1, v = kernels.short_conv(z, layer.conv.taps, layer.conv.bias).chunk(3, dim=1)
+    y = kernels.fft_conv(v, layer.filter(8), skip=layer.skip, pre_gate=x1, post_gate=x0).transpose(1, 2)
+    p = layer.router.of_all(x.flatten(0, 1)).view(2, 8, 1, 8)
+    assert torch.allclose(layer(x), layer.out((y.unflatten(-1, (4, 8)) * p).sum(-1)), atol=1e-12)
 
 
 @pytest.mark.parametrize("tokens", [2, 40, 1500])
