@@ -54,10 +54,12 @@ def work(shape: dict, size: int, backward: bool) -> Work:
 
 def rivals():
     def prepare(tensors):
-        return tensors | {"u": tensors["u"].contiguous()}
+        """Taps in the order of a grouped convolution's outputs: those of a channel next to each other."""
+        u, w = tensors["u"].contiguous(), tensors["w"]
+        return {"u": u, "w": w.view(-1, u.shape[1], w.shape[1]).transpose(0, 1).reshape(w.shape)}
 
-    def conv1d(u, w, streams):
-        weights, u = w.to(u.dtype).unsqueeze(1), u.repeat(1, len(w) // u.shape[1], 1)
-        return F.conv1d(u, weights, padding=w.shape[1] - 1, groups=len(w))[..., : u.shape[-1]].chunk(streams, dim=1)
+    def conv1d(u, w):
+        weights, channels = w.to(u.dtype).unsqueeze(1), u.shape[1]
+        return F.conv1d(u, weights, padding=w.shape[1] - 1, groups=channels)[..., : u.shape[-1]]
 
     return {"conv1d": (prepare, conv1d)}

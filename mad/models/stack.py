@@ -55,7 +55,7 @@ class Parallel(Layer):
 
 
 class Stack(nn.Module):
-    """x + layer(norm(x)), layer after layer, (B, T, dim) -> (B, T, dim). A layer's own initialisation is kept."""
+    """x + layer(norm(x)), layer after layer, (B, T, dim) -> (B, T, dim)."""
 
     def __init__(self, stack: Any, dim: int, max_length: int, norm: str = "rms"):
         super().__init__()

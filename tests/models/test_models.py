@@ -1,4 +1,4 @@
-"""Models around a stack: shapes, what a head may see, costs, and that nothing re-initialises a layer."""
+"""Models around a stack: shapes, what a head may see, costs, and who draws the initial weights."""
 
 import re
 
