@@ -12,6 +12,9 @@ pytestmark = [
 ]
 
 
+MODES = ("eager", "captured", "compiled")
+
+
 def run(mode="captured", stack="hyena-swiglu-mh_attention-moe", seed=0, train=None, arch=None, **task):
     return {
         "task": {"name": "in_context_recall", "vocab_size": 16, "seq_len": 32} | task,
@@ -37,7 +40,7 @@ def close(record, other, tolerance):
     "stack", ["hyena-swiglu-mh_attention-moe", "mh_hyena-mlp", "hyena_experts-swiglu", "based-mlp"]
 )
 def test_modes_give_equal_records(stack):
-    eager, captured, compiled = (training.train(run(mode, stack)) for mode in ("eager", "captured", "compiled"))
+    eager, captured, compiled = (training.train(run(mode, stack)) for mode in MODES)
     close(captured, eager, 1e-4)
     close(compiled, eager, 1e-2)  # in bf16, with other roundings in between
     assert eager.setup_seconds == 0 < captured.setup_seconds < compiled.setup_seconds
@@ -46,11 +49,21 @@ def test_modes_give_equal_records(stack):
 @pytest.mark.parametrize("mode", ["captured", "compiled"])
 def test_lanes_change_no_record(mode):
     runs = [run(mode, seed=seed, arch={"embed_dropout": 0.2}) for seed in range(5)]
-    runs += [run(mode, "attention-mlp", vocab_size=32), run(mode, train={"epochs": 5})]
+    runs += [run(mode, "attention-mlp", vocab_size=32), run(mode, train={"epochs": 5, "report": "lowest_perplexity"})]
     found = {record.run_id: outcome(record) for record in training.train_lanes(runs, 3)}
     for one in runs:
         alone = training.train(one)
         assert found[alone.run_id] == outcome(alone)
+
+
+def test_the_model_of_the_lowest_perplexity_is_measured_again():
+    few = {"epochs": 60, "num_train": 64, "batch_size": 32, "report": "lowest_perplexity"}  # it overfits
+    records = [training.train(run(mode, train=few, arch={"init": "normal", "head_bias": True})) for mode in MODES[:2]]
+    for record in records:
+        place = min(range(len(record.curve)), key=lambda i: record.curve[i]["batch_perplexity"])
+        assert record.metrics["batch_perplexity"] <= record.curve[place]["batch_perplexity"]  # the curve is thinned
+        assert abs(record.metrics["valid_loss"] - record.metrics["loss"]) < 0.3 * record.metrics["loss"]
+    assert records[0].metrics["loss"] == pytest.approx(records[1].metrics["loss"], rel=0.1)
 
 
 def test_a_run_repeats_bit_for_bit():

@@ -33,10 +33,11 @@ def outcome(record):
 def test_lanes_change_no_record(lanes):
     torch.manual_seed(5)
     before = torch.get_rng_state(), torch.get_num_threads()
-    records = {record.run_id: outcome(record) for record in training.train_lanes(runs(5), lanes)}
+    given = runs(5) + runs(3, train=TINY["train"] | {"report": "lowest_perplexity"}, optim={"lr": 0.1})
+    records = {record.run_id: outcome(record) for record in training.train_lanes(given, lanes)}
     assert torch.equal(before[0], torch.get_rng_state()) and before[1] == torch.get_num_threads()
-    assert len(records) == 5
-    for run in runs(5):
+    assert len(records) == 8
+    for run in given:
         record = training.train(run)
         assert records[record.run_id] == outcome(record)
 
