@@ -104,7 +104,7 @@ class GatedDeltaNet(DeltaNet):
         super().__init__(dim, max_length, num_heads=num_heads, expand_v=expand_v, kernel_size=kernel_size)
         self.rate = nn.Linear(dim, num_heads, bias=False)
         self.rate_bias = new_steps(num_heads)
-        self.log_a = nn.Parameter(torch.empty(num_heads).uniform_(0.0, 16.0).log())
+        self.log_a = nn.Parameter(torch.empty(num_heads).uniform_(0.0, 16.0).clamp(min=1e-4).log())
 
     def decay(self, x: torch.Tensor) -> torch.Tensor:
         rate = kernels.wide(self.rate(x)) + self.rate_bias

@@ -61,7 +61,8 @@ class HyenaExperts(Layer):
         dispatch = Dispatch(experts, self.router.num_experts)
         own = dispatch.scatter(dispatch.multiply(dispatch.gather(x), self.weight))  # (N, k, 3 w)
         routed = (experts.unsqueeze(-1) == torch.arange(self.router.num_experts, device=x.device)).to(own.dtype)
-        z = torch.einsum("nkw,nke->nwe", own, routed) + routed.sum(1).unsqueeze(1) * self.bias.t()  # (N, 3 w, E)
+        bias = self.bias.t().to(own.dtype)
+        z = torch.einsum("nkw,nke->nwe", own, routed) + routed.sum(1).unsqueeze(1) * bias  # (N, 3 w, E)
         mix = torch.einsum("nk,nke->ne", chosen.to(own.dtype), routed)
         return z.flatten(1), mix
 
@@ -111,8 +112,8 @@ class DenseHyenaExperts(HyenaExperts):
     """
 
     def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        z = torch.einsum("nd,edw->nwe", x, self.weight.to(x.dtype)) + self.bias.t()  # (N, 3 w, E)
-        return z.flatten(1), self.router.of_all(x).to(z.dtype)
+        z = torch.einsum("nd,edw->nwe", x, self.weight.to(x.dtype))  # (N, 3 w, E)
+        return (z + self.bias.t().to(z.dtype)).flatten(1), self.router.of_all(x).to(z.dtype)
 
     def active_params(self) -> int:
         return Layer.active_params(self)

@@ -38,7 +38,7 @@ class Router(nn.Module):
         """Weights of all experts (N, E), as the published MAD code has them: scores below the k highest count as zeros,
         so that every expert keeps some weight, one with a negative score among the chosen less than those."""
         scores = self.scores(x)
-        least = scores.topk(self.top_k, dim=-1).values[:, -1:]
+        least = highest(scores.detach(), self.top_k)[0][:, -1:]
         return torch.where(scores < least, 0, scores).softmax(-1)
 
     def idle(self, params: int) -> int:

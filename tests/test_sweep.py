@@ -39,7 +39,7 @@ def test_the_grid_is_a_product(expand):
 
 
 def test_grammar(expand):
-    assert len(expand("task=mqar", "arch=glob(striped*)")) == 5
+    assert len(expand("task=mqar", "arch=glob(striped*)")) == 7
     assert values(expand("task=mqar", "arch=hyena", "optim.lr=choice(1e-3,1e-4)"), "optim.lr") == [1e-3, 1e-4]
     lists = expand("task=mqar", "arch.stack=[hyena,swiglu],[attention]")
     assert values(lists, "arch.stack") == [["hyena", "swiglu"], ["attention"]]

@@ -41,8 +41,8 @@ def build(table: pd.DataFrame, score: str | None = None) -> pd.DataFrame:
         table: one row a run. Columns `arch`, `task` and the score are needed; `status` (ok | diverged | failed; ok
             where there is none), `lr`, `weight_decay`, `seed`, `task.*`, `train.*`, `arch.*`, `stack`, `params`,
             `flops`, `state_size` and `valid_<score>` are used where there are any.
-        score: accuracy | macro_accuracy, or another column, higher is better. None: `train.score` of the runs, or
-            accuracy.
+        score: accuracy | macro_accuracy | batch_macro_accuracy, or another column, higher is better. None:
+            `train.score` of the runs, or accuracy.
 
     Returns:
         One row an architecture, best first, complete ones before others. Columns: rank (of complete rows), arch,
@@ -152,7 +152,8 @@ def _labels(table: Frame) -> Frame:
     """
     labels = table["arch"].astype(str)
     for column in table:
-        if column == "stack" or (str(column).startswith("arch.") and column != "arch.max_length"):
+        model = str(column).startswith("arch.") and column != "arch.max_length"
+        if model or column in ("stack", "train.report"):  # the same model by another rule is no point of the same grid
             several = table.groupby("arch")[column].transform("nunique", dropna=False) > 1
             key = str(column).removeprefix("arch.")
             labels = labels.mask(several, labels + f" {key}=" + table[column].astype(str))

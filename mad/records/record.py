@@ -22,7 +22,7 @@ class Record:
     metrics: dict[str, float] = field(default_factory=dict)
     # of the evaluation that train.report names: accuracy, macro_accuracy, loss (test, nats), of text also perplexity
     # and bits_per_byte; by batch, then averaged, batch_macro_accuracy and batch_perplexity; of the same model
-    # valid_accuracy, ...; train_loss, best_accuracy (over all evaluations)
+    # valid_accuracy, ...; reported_step, when it was; train_loss, best_accuracy (over all evaluations)
     curve: list[dict[str, float]] = field(default_factory=list)
     # at most 50 points: step, train_loss, and what of the above is measured on the test set
     cost: dict[str, int] = field(default_factory=dict)

@@ -33,9 +33,9 @@ class Evaluation:
         self.sizes = [min(batch_size, len(part)) for part in parts]
         self.do, self.precision = do or Immediate(), precision or contextlib.nullcontext
         device = parts[0].inputs.device
-        self.counts = torch.zeros(len(parts), 3, vocab_size + 1, dtype=torch.float64, device=device)
-        # of each part (3, V + 1): by id, how often right, how often target, how often predicted; in column V sums, of
-        # the loss, and of each batch's macro accuracy and perplexity times its sequences
+        self.counts = torch.zeros(len(parts), 3, vocab_size + 2, dtype=torch.float64, device=device)
+        # of each part (3, V + 2): by id, how often right, how often target, how often predicted; in column V sums, of
+        # the loss, and of each batch's macro accuracy and perplexity times its sequences; these, in row 0, column V + 1
         self.place = torch.zeros((), dtype=torch.int64, device=device)  # of the batch
 
     @torch.no_grad()
@@ -60,16 +60,18 @@ class Evaluation:
         guess, target = logits.argmax(-1).flatten(), target.flatten()
         scored = (target != IGNORE).double()
         target = target.clamp(min=0)
-        mine = torch.zeros_like(counts[:, :-1])
+        mine = torch.zeros_like(counts[:, :-2])
         with algorithms(False):
             mine[0].index_add_(0, target, scored * (guess == target))
             mine[1].index_add_(0, target, scored)
             mine[2].index_add_(0, guess, scored)
-        sequences = (rows < len(part)).sum()
-        counts[:, :-1] += mine
-        counts[0, -1] += loss
-        counts[1, -1] += sequences * macro(*mine)
-        counts[2, -1] += sequences * (loss / scored.sum()).clamp(max=MOST).exp()
+        total = scored.sum()
+        sequences = torch.where(total > 0, (rows < len(part)).sum(), 0)  # where nothing is scored there is no score
+        counts[:, :-2] += mine
+        counts[0, -2] += loss
+        counts[1, -2] += sequences * macro(*mine)
+        counts[2, -2] += sequences * (loss / total.clamp(min=1)).clamp(max=MOST).exp()
+        counts[0, -1] += sequences
         self.place += 1
 
 
@@ -77,7 +79,7 @@ def macro(right: torch.Tensor, targets: torch.Tensor, predicted: torch.Tensor) -
     """Mean over the ids (V,) of the share that is right. An id that is neither a target nor predicted is left out; one
     that is predicted but never a target counts as 0 (as torchmetrics does)."""
     seen = targets + predicted > 0
-    return (right / targets.clamp(min=1)).sum() / seen.sum()
+    return (right / targets.clamp(min=1)).sum() / seen.sum().clamp(min=1)
 
 
 def scores(counts: torch.Tensor, sizes: list[int]) -> dict[str, float]:
@@ -85,18 +87,19 @@ def scores(counts: torch.Tensor, sizes: list[int]) -> dict[str, float]:
     as the MAD code has them batch_macro_accuracy and batch_perplexity: of each batch, then the mean over the batches.
 
     Parts of a mixture count by their `sizes` in sequences. With several, accuracy_0, accuracy_1, ... are those of the
-    parts. `counts` (P, 3, V + 1) are those of an Evaluation.
+    parts. `counts` (P, 3, V + 2) are those of an Evaluation.
     """
     weights = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
-    right, targets, predicted = counts[:, :, :-1].unbind(1)  # (P, V) each
-    loss = counts[:, 0, -1] / targets.sum(-1)
+    right, targets, predicted = counts[:, :, :-2].unbind(1)  # (P, V) each
+    loss = counts[:, 0, -2] / targets.sum(-1)
+    _, batch_macro, batch_perplexity = (counts[:, :, -2].sum(0) / counts[:, 0, -1].sum()).tolist()
     accuracy = right.sum(-1) / targets.sum(-1)
     result = {
         "loss": (weights * loss).sum().item(),
         "accuracy": (weights * accuracy).sum().item(),
         "macro_accuracy": macro(right.sum(0), targets.sum(0), predicted.sum(0)).item(),
-        "batch_macro_accuracy": counts[:, 1, -1].sum().item() / sum(sizes),
-        "batch_perplexity": counts[:, 2, -1].sum().item() / sum(sizes),
+        "batch_macro_accuracy": batch_macro,
+        "batch_perplexity": batch_perplexity,
     }
     if len(sizes) > 1:
         result |= {f"accuracy_{i}": value for i, value in enumerate(accuracy.tolist())}

@@ -187,8 +187,8 @@ def _final(curve: list[dict[str, float]], report: str) -> dict[str, float]:
     point = _reported(curve, report)
     if point is None:
         return {}
-    final = {name: value for name, value in point.items() if name != "step"}
-    return final | {f"best_{name}": max(p[name] for p in _finite(curve)) for name in ("accuracy", "macro_accuracy")}
+    best = {f"best_{name}": max(p[name] for p in _finite(curve)) for name in ("accuracy", "macro_accuracy")}
+    return {("reported_step" if name == "step" else name): value for name, value in point.items()} | best
 
 
 def _reported(curve: list[dict[str, float]], report: str) -> dict[str, float] | None:
@@ -196,7 +196,9 @@ def _reported(curve: list[dict[str, float]], report: str) -> dict[str, float] | 
     measured = _finite(curve)
     if not measured:
         return None
-    return measured[-1] if report == "last" else min(measured, key=lambda point: point["batch_perplexity"])
+    if report == "last":
+        return measured[-1]
+    return min(measured, key=lambda point: (point["batch_perplexity"], point["loss"]))  # equal ones where it is cut off
 
 
 def _finite(curve: list[dict[str, float]]) -> list[dict[str, float]]:

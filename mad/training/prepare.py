@@ -64,6 +64,11 @@ def prepare(given: Run | Mapping[str, Any], *, here: bool = True) -> Run:
     _check_sequences(run, task)
     if task.is_corpus or train.tokens or train.budget_flops:
         train.stop_at = None
+        if train.report != "last":
+            raise ValueError(
+                f"train.report={train.report} picks an earlier evaluation, but a run of a corpus, tokens or FLOPs is "
+                "what its whole budget made of it; expected train.report=last"
+            )
     run.device = _device(run.device, here)
     run.mode = _mode(run, steps or train.epochs * -(-train.num_train // train.batch_size))
     if train.precision == "auto":

@@ -42,12 +42,18 @@ class Trainer:
 
     def remember(self) -> None:
         """Keep the model as it is now, for `recall`."""
-        self.remembered = {name: t.clone() for name, t in self.model.state_dict().items()}
+        now = self.model.state_dict()
+        if self.remembered is None:
+            self.remembered = {name: t.clone() for name, t in now.items()}
+        else:
+            for name, kept in self.remembered.items():
+                kept.copy_(now[name])
 
     def recall(self) -> None:
         """The model back as it was remembered, if it was."""
         if self.remembered is not None:
             self.model.load_state_dict(self.remembered)
+            self.remembered = None
 
     def take_over(self, run: Run, task: Any, train: Parts, test: Parts) -> bool:
         """Begin `run` in place of the last, if it is of the same kind: weights as drawn for it, its own data."""

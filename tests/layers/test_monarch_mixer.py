@@ -72,3 +72,17 @@ def test_the_bidirectional_form_sees_both_ways():
     assert (gradient[0].abs().sum(-1) > 0).all()
     with pytest.raises(NotImplementedError, match="no recurrent form"):
         layer.init_state(1)
+
+
+def test_looking_ahead_a_token_sees_itself_once():
+    """M2-BERT: tap j of the reverse filter multiplies the token j + 1 ahead."""
+    torch.manual_seed(0)
+    layer = layers.build({"name": "monarch_mixer", "causal": False}, 4, 9).double()
+    u = torch.randn(1, 4, 9, dtype=torch.float64)
+    back, ahead = layer.filters[0](9), layer.reverse[0](9)
+    want = layer.skips[0, :, None] * u[0]
+    for t in range(9):
+        for s in range(9):
+            tap = back[:, t - s] if s <= t else ahead[:, s - t - 1]
+            want = want + torch.nn.functional.pad((tap * u[0, :, s])[:, None], (t, 8 - t))
+    assert torch.allclose(layer.convolve(u, 0)[0], want, atol=1e-10)

@@ -134,6 +134,12 @@ def test_the_score_is_the_one_the_runs_were_scored_by():
         build(both | {"train.score": "macro_accuracy"}, both | {"train.score": "accuracy"})
 
 
+def test_runs_reported_by_different_rules_do_not_share_a_row():
+    rules = {"last": 0.5, "lowest_perplexity": 0.9}
+    board = build(*(row(accuracy=score) | {"train.report": rule} for rule, score in rules.items()))
+    assert board["mean"].to_dict() == {f"a train.report={rule}": score for rule, score in rules.items()}
+
+
 def test_the_win_rate_is_the_share_of_the_others_beaten_averaged_over_settings():
     rng = np.random.default_rng(0)
     scores = {

@@ -207,7 +207,9 @@ def test_the_evaluation_of_the_lowest_perplexity_is_reported():
         assert lowest.metrics[name] == lowest.curve[place][name]
         assert last.metrics[name] == last.curve[-1][name]
     assert lowest.metrics["valid_loss"] < last.metrics["valid_loss"]
-    assert lowest.run_id != last.run_id
+    assert lowest.run_id != last.run_id and lowest.metrics["reported_step"] == lowest.curve[place]["step"]
+    with pytest.raises(ValueError, match="expected train.report=last"):
+        training.prepare(tiny(train={"report": "lowest_perplexity", "steps": None, "tokens": 1000}))
 
 
 def test_schedules():
