@@ -9,6 +9,7 @@ import contextlib
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from mad import ROOT, config, engine, ladder, leaderboard, plugins, tasks, trackers, training
-from mad.records import Store
+from mad.records import Record, Store
 from mad.records import table as records_table
 from mad.registry import unknown
 
@@ -98,6 +99,7 @@ def run_points(points: Callable[[], list[Point]]) -> None:
     mine = {run.id for run in runs}
     records = [record for record in store.records() if record.run_id in mine]
     _tell(summary)
+    _tell_versions(records)
     if any(record.status != "failed" for record in records):
         table = records_table(records)
         board = leaderboard.build(table)
@@ -189,6 +191,14 @@ def _unwritten(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         print(f"mad.sweep: {error}; the records in {folder} are complete: python -m mad.leaderboard", file=sys.stderr)
+
+
+def _tell_versions(records: list[Record]) -> None:
+    """A run's id does not know the code: results of before a layer changed stand beside those of after."""
+    versions = Counter(r.git_commit or f"mad {r.versions.get('mad', '?')}" for r in records if r.status != "failed")
+    if len(versions) > 1:
+        each = ", ".join(f"{count} of {version}" for version, count in versions.most_common())
+        print(f"results of {len(versions)} versions of the code, which may differ in more than speed: {each}")
 
 
 def _tell(summary: engine.Summary) -> None:

@@ -259,10 +259,14 @@ def test_from_the_command_line_to_the_leaderboard_and_again(tmp_path):
     config = json.loads(files[0].read_text())["config"]
     assert training.prepare(config).id == files[0].stem
 
+    assert "versions of the code" not in done.stdout
+    older = json.loads(files[1].read_text()) | {"git_commit": "0123456789ab"}
+    files[1].write_text(json.dumps(older))
     before = {file: file.stat().st_mtime_ns for file in files}
     files[0].write_text("{")  # a damaged record is set aside and run again, the others are left alone
     again = command(*given)
     assert again.returncode == 0 and "1 runs in" in again.stdout, again.stdout
+    assert "results of 2 versions of the code" in again.stdout and "1 of 0123456789ab" in again.stdout
     assert files[0].with_name(files[0].name + ".corrupt").exists()
     assert all(file.stat().st_mtime_ns == before[file] for file in files[1:])
     assert "nothing to train: all 4 runs have a result already" in command(*given).stdout
