@@ -112,7 +112,7 @@ class DenseHyenaExperts(HyenaExperts):
     """
 
     def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        z = torch.einsum("nd,edw->nwe", x, self.weight.to(x.dtype))  # (N, 3 w, E)
+        z = torch.einsum("nd,edw->nwe", x, self.weight)  # (N, 3 w, E)
         return (z + self.bias.t().to(z.dtype)).flatten(1), self.router.of_all(x).to(z.dtype)
 
     def active_params(self) -> int:

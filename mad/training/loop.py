@@ -7,7 +7,7 @@ yields whenever it has queued a step, or must wait for a reading, so that one th
 import contextlib
 import math
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -126,6 +126,7 @@ def _steps(run: Run, tell: Progress, checkpoint: Checkpoint, kept: Kept) -> Gene
             trainer.load(saved)
             batches.load(saved["batches"])
         del saved
+    reported = _reported(curve, settings.report)
     if new and run.mode == "compiled":
         tell({"step": step, "steps": steps, "phase": "compiling"})
     while step < steps:
@@ -149,12 +150,13 @@ def _steps(run: Run, tell: Progress, checkpoint: Checkpoint, kept: Kept) -> Gene
         if not (math.isfinite(train_loss) and math.isfinite(measured["loss"])):
             status = "diverged"
             break
-        if settings.report == "lowest_perplexity" and _reported(curve, settings.report) is curve[-1]:
+        previous, reported = reported, _reported([reported, curve[-1]], settings.report)
+        if settings.report != "last" and reported is not previous:
             trainer.remember()
         if settings.stop_at is not None and measured[settings.score] >= settings.stop_at:
             break
 
-    metrics = _final(curve, settings.report)
+    metrics = _final(curve, reported)
     if status == "ok" and "valid" in task.splits:
         trainer.recall()
         valid_parts = load("valid", num_test)
@@ -182,18 +184,17 @@ def _steps(run: Run, tell: Progress, checkpoint: Checkpoint, kept: Kept) -> Gene
     )
 
 
-def _final(curve: list[dict[str, float]], report: str) -> dict[str, float]:
+def _final(curve: list[dict[str, float]], point: dict[str, float] | None) -> dict[str, float]:
     """The numbers of the evaluation that is reported, and the best of all."""
-    point = _reported(curve, report)
     if point is None:
         return {}
     best = {f"best_{name}": max(p[name] for p in _finite(curve)) for name in ("accuracy", "macro_accuracy")}
     return {("reported_step" if name == "step" else name): value for name, value in point.items()} | best
 
 
-def _reported(curve: list[dict[str, float]], report: str) -> dict[str, float] | None:
+def _reported(points: Sequence[dict[str, float] | None], report: str) -> dict[str, float] | None:
     """The last evaluation, or the first of the lowest test perplexity, among the finite ones; None: there is none."""
-    measured = _finite(curve)
+    measured = _finite(point for point in points if point is not None)
     if not measured:
         return None
     if report == "last":
@@ -201,7 +202,7 @@ def _reported(curve: list[dict[str, float]], report: str) -> dict[str, float] | 
     return min(measured, key=lambda point: (point["batch_perplexity"], point["loss"]))  # equal ones where it is cut off
 
 
-def _finite(curve: list[dict[str, float]]) -> list[dict[str, float]]:
+def _finite(curve: Iterable[dict[str, float]]) -> list[dict[str, float]]:
     return [point for point in curve if math.isfinite(point["train_loss"]) and math.isfinite(point["loss"])]
 
 
