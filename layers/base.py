@@ -83,11 +83,12 @@ def positive(**options: int) -> None:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
-def split_heads(dim: int, num_heads: int, what: str = "dim") -> int:
-    """The width of a head; raises where the heads do not divide `dim`, naming counts that do."""
-    positive(num_heads=num_heads)
-    if dim % num_heads:
+def split_heads(dim: int, parts: int, what: str = "dim", option: str = "num_heads") -> int:
+    """The width of a head, or with option="head_dim" their number; raises where `parts` does not divide `dim`, naming
+    the nearest that does."""
+    positive(**{option: parts})
+    if dim % parts:
         fitting = [n for n in range(1, dim + 1) if dim % n == 0]
-        near = min(fitting, key=lambda n: abs(n - num_heads))
-        raise ValueError(f"num_heads={num_heads} does not divide {what}={dim}; the nearest that does is {near}")
-    return dim // num_heads
+        near = min(fitting, key=lambda n: abs(n - parts))
+        raise ValueError(f"{option}={parts} does not divide {what}={dim}; the nearest that does is {near}")
+    return dim // parts

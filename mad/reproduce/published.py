@@ -68,6 +68,8 @@ BASED_BLOCK = (
     "but for Hyena's, our blocks do not also add the normed stream to itself, as the published ones without an MLP do, "
     "and our linear maps are drawn as each layer has it, the published with a deviation of 0.02, output maps less",
     ATTENTION_DROPOUT,
+    "Mamba and Mamba-2: the norms are RMS norms there; Mamba's step sizes begin near 0.7, its bias being zeroed; of "
+    "two widths with states of one size ours is the better",
 )
 BY_EPOCHS = {"train.steps": None, "train.tokens": None, "train.budget_flops": None}
 MQAR_RECIPE = BY_EPOCHS | {
@@ -138,7 +140,10 @@ PUBLISHED = {
         },
         lrs=(1e-4, 10 ** (-10 / 3), 10 ** (-8 / 3), 1e-2),
         weight_decays=(0.1,),
-        departures=(ATTENTION_DROPOUT,),
+        departures=(
+            ATTENTION_DROPOUT,
+            "H3: its output map is drawn with a deviation of 0.02 there, here less, as an output map",
+        ),
     ),
 }
 

@@ -14,15 +14,16 @@ CONV, IDENTITY = {"name": "base_conv"}, {"name": "identity"}
 
 @dataclass(frozen=True)
 class Knob:
-    """The option of a stack's last layer that a figure varies, and how the figure counts it."""
+    """The option of a stack's last layer, and of those of its name, that a figure varies, and how the figure counts."""
 
     option: str
     default: int
     letter: str
     less: int = 0  # ours minus theirs
+    by_width: bool = False  # the figure has only the product with the width, which several models may share
 
-    def text(self, value: int) -> str:
-        return f"{self.letter}={value - self.less}"
+    def text(self, value: int, dim: int) -> str:
+        return f"{self.letter}={value * dim if self.by_width else value - self.less}"
 
 
 Model = tuple[list[dict[str, Any]], Knob | None]
@@ -34,8 +35,9 @@ BASED: dict[str, Model] = {
         Knob("window", 33, "w", less=1),  # a published window leaves out the query's own token
     ),
     "based": ([CONV, {"name": "based"}], Knob("feature_dim", 16, "f")),
-    # which widths and how many states its published sizes are is not known: ours stands beside them
-    "mamba": ([{"name": "mamba", "num_states": 16}] * 2, None),
+    # published by their sizes, 16 bytes times width times states: of the code's widths and states, those that fit
+    "mamba": ([{"name": "mamba"}] * 2, Knob("num_states", 4, "dN", by_width=True)),
+    "mamba2": ([{"name": "mamba2"}] * 2, Knob("num_states", 128, "dN", by_width=True)),
     "deltanet": ([CONV, {"name": "delta_net"}], None),
     "gated_deltanet": ([CONV, {"name": "gated_delta_net"}], None),
     "gla": ([CONV, {"name": "gla", "num_heads": 2, "expand_k": 0.5}], None),
@@ -44,21 +46,31 @@ BASED: dict[str, Model] = {
 ZOOLOGY: dict[str, Model] = {
     "attention": ([{"name": "attention", "rope": False}, IDENTITY] * 2, None),
     "hyena": ([HYENA, IDENTITY] * 4, None),
+    "h3": ([{"name": "h3", "num_states": None, "head_dim": 2}, IDENTITY] * 4, None),
     "base_conv": ([CONV, IDENTITY, LONG_CONV, IDENTITY] * 2, None),
 }
 
 
-def model_of(stack: Any, models: dict[str, Model]) -> tuple[str, str] | None:
+def model_of(stack: Any, models: dict[str, Model], dim: int) -> tuple[str, str] | None:
     """(model, knob) of a table's `stack`, for instance ("based", "f=16"); None: no published model."""
     specs = _specs(stack)
     for name, (layers, knob) in models.items():
-        value = None
-        mine = [*specs[:-1], dict(specs[-1])]
-        if knob is not None:
-            value = mine[-1].pop(knob.option, knob.default)
-        if mine == layers:
-            return name, "" if knob is None or value is None else knob.text(value)
+        if knob is None:
+            if specs == layers:
+                return name, ""
+            continue
+        mine = [dict(spec) for spec in specs]
+        varied = [spec for spec in mine if spec.get("name") == layers[-1]["name"]]
+        values = {spec.pop(knob.option, knob.default) for spec in varied}
+        if mine == layers and len(values) == 1:
+            return name, knob.text(values.pop(), dim)
     return None
+
+
+def by_width(name: str) -> bool:
+    """Whether the knob of BASED's model `name` holds the width, too."""
+    knob = BASED[name][1] if name in BASED else None
+    return knob is not None and knob.by_width
 
 
 def _specs(stack: Any) -> list[dict[str, Any]]:

@@ -22,6 +22,8 @@ EXTRA = [
     {"name": "monarch_mixer", "causal": False},
     {"name": "gla", "num_heads": 2, "expand_k": 0.5, "temperature": 1.0},
     {"name": "mamba", "expansion": 1, "num_states": 16, "kernel_size": 3, "rank": 2},
+    {"name": "mamba2", "expansion": 1, "num_states": 16, "head_dim": 8, "kernel_size": 3},
+    {"name": "h3", "num_states": None, "head_dim": 2},
     {"name": "delta_net", "num_heads": 1, "expand_v": 2, "kernel_size": 1},
     {"name": "linear_attention", "feature_map": "elu", "rope": True, "num_heads": 4},
     *(

@@ -132,6 +132,8 @@ def test_positions_stay_apart_in_bf16():
         ("mh_hyena", 30_478 + 3 * 128, None, 213_248),
         ("hyena_experts", 57_080 + 3 * 128, None, None),
         ("base_conv", 17_024, None, None),
+        ({"name": "mamba", "num_states": 16}, 116_480, None, None),
+        ({"name": "mamba2", "num_states": 16}, 104_620, None, None),
         ("mlp", 131_072, 0, 262_144),
         ("swiglu", 135_168, 0, 270_336),
         ("moe", None, 0, 26_624),

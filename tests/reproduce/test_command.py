@@ -27,8 +27,8 @@ def test_the_table_and_what_is_said_below_it(runs_of, tmp_path, capsys):
     cells = ["based", "64", "f=16", "40,500", "0.912", "0.500", "40,292", "-0.412 !", "2/4", "partial"]
     assert [cell.strip() for cell in line.strip("│").split("│")] == cells
     assert "of 43 published values 0 are reproduced within 0.03, 0 are off, 8 are partial" in shown
-    assert "published, and not run yet: sliding_window (4), based (7), mamba (3), deltanet (3)" in shown
-    assert "no layer here: mamba2 (7), rwkv7 (3)" in shown
+    assert "published, and not run yet: sliding_window (4), based (7), mamba (3), mamba2 (7), deltanet (3)" in shown
+    assert "no layer here: rwkv7 (3)" in shown
     assert "recipe: train.epochs is 8, published 32" in shown and "1 runs failed" in shown
     assert "settings" not in shown.split("verdict")[0]  # one each: no column
     rows = pd.read_csv(csv)
