@@ -86,8 +86,8 @@ def run_points(points: Callable[[], list[Point]]) -> None:
         store.make()
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         _refuse(error)
-    print(f"{sweep['name']}: {len(runs)} runs, checked in {checked:.1f} s -> {store.folder}", flush=True)
     try:
+        print(f"{sweep['name']}: {len(runs)} runs, checked in {checked:.1f} s -> {store.folder}", flush=True)
         summary = engine.execute(runs, store, machine, engine.display(console))
     except KeyboardInterrupt:
         print(

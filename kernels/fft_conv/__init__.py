@@ -25,7 +25,7 @@ def fft_conv(
         pre_gate, post_gate: (B, H, L).
         keep: drop all frequencies of the filter but the lowest `keep`, of the power of two at least 2 L that its FFT
             has: the filter then reaches into the future, too. (FlashFFTConv's frequency-sparse convolution.)
-        backend: "auto" | "torch" | "triton".
+        backend: "auto" | "torch" | "triton"; `keep` has no Triton kernel.
 
     Returns:
         (B, H, L), of u's type. torch computes in fp32, or in fp64 where u is fp64. Triton rounds operands to u's type
@@ -44,7 +44,10 @@ def fft_conv(
         raise ValueError(f"expected skip ({k.shape[0]},), got {tuple(skip.shape)}")
     if keep is not None and keep < 1:
         raise ValueError(f"keep must be a number of frequencies of at least 1, got {keep}")
-    if keep is None and use_triton(backend, u, k, skip, pre_gate, post_gate):
+    runs = use_triton(backend, u, k, skip, pre_gate, post_gate)
+    if keep is not None and backend == "triton":
+        raise ValueError("backend='triton' has no frequency-sparse convolution; with keep use backend='auto'")
+    if runs and keep is None:
         from kernels.fft_conv import triton
 
         if backend == "triton" or triton.pays(u, k):

@@ -28,7 +28,7 @@ def fft_conv(
     """See kernels.fft_conv."""
     dtype = u.dtype
     length = u.shape[-1]
-    w = u if pre_gate is None else u * pre_gate
+    w = u if pre_gate is None else u * pre_gate.to(dtype)
     k = k[:, :length]
     with torch.autocast(u.device.type, enabled=False):
         w, k = wide(w), wide(k)
@@ -39,7 +39,7 @@ def fft_conv(
         else:
             y = by_toeplitz(w, k) if length <= TOEPLITZ_MAX else by_fft(w, k)
     y = y.to(dtype)
-    return y if post_gate is None else y * post_gate
+    return y if post_gate is None else y * post_gate.to(dtype)
 
 
 def by_toeplitz(u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:

@@ -104,4 +104,5 @@ forward.register_autograd(differentiate, setup_context=save)
 def fft_conv(u, k, *, skip, pre_gate, post_gate) -> torch.Tensor:
     """See kernels.fft_conv."""
     pre_gate, post_gate = (None if gate is None else gate.to(u.dtype) for gate in (pre_gate, post_gate))
+    skip = None if skip is None else skip.contiguous()
     return forward(u, k.contiguous(), skip, pre_gate, post_gate)

@@ -12,6 +12,8 @@ def hedgehog_attention(q, k, v, w_q, w_k, *, window, mix, normalize: bool, eps: 
         phi_q, phi_k = features(wide(q), wide(w_q)), features(wide(k), wide(w_k))
         if window is None:
             return linear.linear_attention(phi_q, phi_k, wide(v), normalize=normalize, eps=eps).to(v.dtype)
+        if not v.numel():
+            return torch.zeros_like(v)
         t = torch.arange(q.shape[2], device=q.device)
         causal = t[None, :] <= t[:, None]
         near = causal & (t[None, :] > t[:, None] - window)

@@ -126,7 +126,7 @@ def decayed(
     for c in range(q.shape[2]):
         before.append(state)
         state = through[:, :, c] * state + added[:, :, c]
-    y = y + q @ torch.stack(before, 2)
+    y = y + q @ torch.stack(before, 2) if before else y
     return y.flatten(2, 3)[:, :, :length], state
 
 

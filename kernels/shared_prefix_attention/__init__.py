@@ -38,6 +38,8 @@ def shared_prefix_attention(
         ValueError: shapes that do not fit together, a number of prefixes that does not divide B, an unknown backend.
     """
     check(q, prefixes, suffix_k, suffix_v, suffix_lengths)
+    if not q.numel():
+        return torch.zeros_like(q)
     tensors = [q, suffix_k, suffix_v, *(t for level in prefixes for t in level[:2])]
     wants_gradients = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     runs = use_triton(backend, *tensors, width=q.shape[-1], widest=128 if q.dtype == torch.float32 else 256)

@@ -26,6 +26,7 @@ def level(q, k, v, lengths) -> tuple[torch.Tensor, torch.Tensor]:
     if lengths is not None:
         there = torch.arange(size, device=q.device) < lengths.view(-1, 1)  # (S, P)
         scores = scores.masked_fill(~there.view(shared, 1, 1, 1, 1, size), -torch.inf)
+        v = torch.where(there.view(shared, size, 1, 1), v, 0.0)  # unused slots may be anything, NaN too
     if size == 0:
         return torch.zeros_like(wide(q)), torch.full_like(wide(q)[..., 0], -torch.inf)
     highest = scores.detach().amax(-1, keepdim=True)

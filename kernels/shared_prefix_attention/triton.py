@@ -201,8 +201,8 @@ def shared_prefix_attention(q, prefixes, suffix_k, suffix_v, suffix_lengths) -> 
     q, suffix_k, suffix_v = (rows(t, q.dtype) for t in (q, suffix_k, suffix_v))
     keys, values = ([rows(level[i], q.dtype) for level in prefixes] for i in range(2))
     none = suffix_lengths.new_empty(0)
-    lengths = [none if level[2] is None else level[2] for level in prefixes]
-    return attend(q, keys, values, lengths, suffix_k, suffix_v, suffix_lengths)
+    lengths = [none if level[2] is None else level[2].contiguous() for level in prefixes]
+    return attend(q, keys, values, lengths, suffix_k, suffix_v, suffix_lengths.contiguous())
 
 
 def rows(t: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -7,7 +7,7 @@ several outputs read one input, a small matrix product over the shifted copies (
 import torch
 import torch.nn.functional as F
 
-from kernels.checks import ACTIVATIONS
+from kernels.checks import ACTIVATIONS, wide
 
 STREAMS = 3  # into which outputs may be cut, at most
 
@@ -15,11 +15,14 @@ STREAMS = 3  # into which outputs may be cut, at most
 def short_conv(
     u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None, *, activation: str | None = None
 ) -> torch.Tensor:
-    """u (B, H, L), w (r H, K), bias (r H,) -> (B, r H, L), of u's type; output c reads channel c mod H."""
-    w = w.to(u.dtype)
-    bias = w.new_zeros(w.shape[0]) if bias is None else bias.to(u.dtype)
-    y = _ShiftedSum.apply(u, w, bias) if w.shape[0] == u.shape[1] else by_product(u, w, bias)
-    return y if activation is None else ACTIVATIONS[activation](y)
+    """u (B, H, L), w (r H, K), bias (r H,) -> (B, r H, L), of u's type, summed in fp32; output c reads channel
+    c mod H."""
+    dtype = u.dtype
+    with torch.autocast(u.device.type, enabled=False):
+        u, w = wide(u), wide(w.to(dtype))
+        bias = w.new_zeros(w.shape[0]) if bias is None else wide(bias.to(dtype))
+        y = _ShiftedSum.apply(u, w, bias) if w.shape[0] == u.shape[1] else by_product(u, w, bias)
+        return (y if activation is None else ACTIVATIONS[activation](y)).to(dtype)
 
 
 def by_product(u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

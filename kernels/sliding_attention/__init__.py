@@ -33,7 +33,8 @@ def sliding_attention(
     check_attention(q, k, v)
     if window < 1:
         raise ValueError(f"window must be at least 1 (the query's own key), got {window}")
-    q, k, v = mixed(q), mixed(k), mixed(v)
+    v = mixed(v)
+    q, k = mixed(q).to(v.dtype), mixed(k).to(v.dtype)
     if window >= q.shape[2]:
         widest = 0 if v.dtype == torch.float32 else NARROW
     else:

@@ -301,5 +301,4 @@ forward.register_autograd(differentiate, setup_context=save)
 
 def sliding_attention(q, k, v, window: int) -> torch.Tensor:
     """See kernels.sliding_attention."""
-    q, k = q.to(v.dtype), k.to(v.dtype)
     return forward(q.contiguous(), k.contiguous(), v.contiguous(), min(window, q.shape[2]))[0]

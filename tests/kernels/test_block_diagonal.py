@@ -70,6 +70,14 @@ def test_monarch(where, x, w1, w2):
     assert relative_error(monarch_matmul(x, w1, w2), dense_monarch(x, w1, w2)) < 1e-12
 
 
+def test_no_rows():
+    w = torch.randn(3, 4, 4, device=HERE)
+    assert kernels.monarch_matmul(torch.randn(0, 12, device=HERE), w, torch.randn(4, 3, 3, device=HERE)).shape == (
+        0,
+        12,
+    )
+
+
 def test_weights_may_be_wider_than_the_data(where):
     x, w = blocks((20, 8), (2, 4, 3))
     verify(block_diagonal_matmul, lambda x, w: dense_blocks(x, w.to(x)), {"x": x, "w": w}, wide=("w",), **where)

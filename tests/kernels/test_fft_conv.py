@@ -92,6 +92,17 @@ def test_only_low_frequencies(length, keep):
     assert relative_error(got, oracle(**given, keep=keep)) < 1e-10
 
 
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_a_skip_in_any_layout_and_gates_of_another_type(backend):
+    given = {name: t.float().to(HERE) for name, t in streams(2, 3, 20, 20).items()}
+    u, k = given["u"], given["k"]
+    for skip in (k[:, 3], given["skip"][:1].expand(3)):
+        got = kernels.fft_conv(u, k, skip=skip, backend=backend)
+        assert relative_error(got, oracle(u.double(), k.double(), skip=skip.double())) < 1e-5
+    gates = {"pre_gate": given["pre_gate"], "post_gate": given["post_gate"]}
+    assert kernels.fft_conv(u.half(), k, **gates, backend=backend).dtype == torch.float16
+
+
 def test_is_a_well_formed_operator():
     from kernels.fft_conv import triton
 
@@ -109,5 +120,9 @@ def test_bad_input():
         kernels.fft_conv(u, k, skip=torch.randn(2))
     with pytest.raises(ValueError, match="keep must be"):
         kernels.fft_conv(u, k, keep=0)
+    with pytest.raises(ValueError, match="unknown backend 'cuda'"):
+        kernels.fft_conv(u, k, keep=3, backend="cuda")
+    with pytest.raises(ValueError, match="no frequency-sparse convolution; with keep use backend='auto'"):
+        kernels.fft_conv(u, k, keep=3, backend="triton")
     with pytest.raises(ValueError, match="float64 tensors; use backend='torch'"):
         kernels.fft_conv(u.double(), k, backend="triton")

@@ -67,6 +67,11 @@ def test_reference_is_exact(shape, options):
     assert relative_error(call(**given, **options), oracle(**given, **options)) < 1e-10
 
 
+def test_no_tokens():
+    q, w = torch.randn(1, 2, 0, 8), torch.randn(2, 8, 4)
+    assert hedgehog_attention(q, q, q, w, w, window=4).shape == q.shape
+
+
 def test_are_well_formed_operators():
     from kernels.hedgehog_attention import features, triton
 

@@ -139,6 +139,14 @@ def test_chunks_of_a_sequence_pass_their_state_on():
     assert relative_error(torch.cat(parts, 2), want) < 1e-5
 
 
+def test_no_tokens_leave_the_state_as_it_is():
+    q, v = torch.randn(2, 3, 0, 4), torch.randn(2, 3, 0, 5)
+    for decay in (torch.zeros(2, 3, 0), torch.zeros(2, 3, 0, 4)):
+        state = torch.randn(2, 3, 4, 5)
+        y, after = linear_attention(q, q, v, decay=decay, normalize=False, initial_state=state, return_state=True)
+        assert y.shape == v.shape and torch.equal(after, state)
+
+
 def test_is_a_well_formed_operator():
     from kernels.linear_attention import triton
 

@@ -116,3 +116,30 @@ def test_bad_input():
         shared_prefix_attention(q, [], suffix_k[:, :, [0, 0, 0]], suffix_v[:, :, [0, 0, 0]], lengths)
     with pytest.raises(ValueError, match=r"suffix_lengths \(4,\)"):
         shared_prefix_attention(q, [], suffix_k, suffix_v, lengths[:2])
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_lengths_of_any_layout_and_slots_that_were_never_written(backend):
+    given = example([(2, 5, [3, 3])], batch=4, suffix=6, lengths=[3, 3, 3, 3])
+    want = gathered(oracle)(**given)
+    given = {name: t.float().to(HERE) if t.is_floating_point() else t.to(HERE) for name, t in given.items()}
+    for name in ("lengths0", "suffix_lengths"):
+        given[name] = given[name][:1].expand(len(given[name]))
+    for name in ("k0", "v0", "suffix_k", "suffix_v"):
+        given[name][:, 3:] = torch.nan
+    got = gathered(shared_prefix_attention)(**given, backend=backend)
+    assert relative_error(got.cpu(), want) < 1e-5
+    given["suffix_lengths"] = torch.tensor([3, 9, 1, 9, 0, 9, 2, 9], device=HERE)[::2]
+    clean = gathered(shared_prefix_attention)(**(given | {"suffix_lengths": given["suffix_lengths"].contiguous()}))
+    assert torch.equal(gathered(shared_prefix_attention)(**given, backend=backend).isfinite(), clean.isfinite())
+    assert relative_error(gathered(shared_prefix_attention)(**given, backend=backend), clean) < 1e-5
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_no_sequences_or_queries(backend):
+    k = torch.randn(1, 5, 2, 16, device=HERE)
+    for batch, n in ((0, 1), (3, 0)):
+        suffix = torch.randn(batch, 6, 2, 16, device=HERE)
+        lengths = torch.zeros(batch, dtype=torch.int64, device=HERE)
+        q = torch.randn(batch, n, 4, 16, device=HERE)
+        assert shared_prefix_attention(q, [(k, k)], suffix, suffix, lengths, backend=backend).shape == q.shape

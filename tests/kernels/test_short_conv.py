@@ -43,6 +43,14 @@ def test_without_bias_and_channel_first(where):
     verify(kernels.short_conv, oracle, {"u": u, "w": torch.randn(3, 4).double()}, **where)
 
 
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_sums_reach_beyond_half_precision(backend, repeats):
+    u = torch.tensor([[[-300.0, 300.0, 300.0]]], device=HERE).half()
+    y = kernels.short_conv(u, torch.full((repeats, 3), 200.0, device=HERE).half(), backend=backend)
+    assert y.dtype == torch.float16 and y[0, 0].tolist() == [-60_000.0, 0.0, 60_000.0]
+
+
 def test_a_bias_in_any_layout(where):
     torch.manual_seed(2)
     given = {"u": torch.randn(1, 3, 9), "w": torch.randn(3, 2), "bias": torch.randn(3, 2)[:, 0]}

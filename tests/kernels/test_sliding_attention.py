@@ -60,6 +60,14 @@ def test_large_gradients_in_half_precision():
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("window", [5, 40])
+def test_queries_of_another_type(backend, window):
+    q, k, v = (t.float().to(HERE) for t in heads(1, 2, 23, 16, 16).values())
+    y = sliding_attention(q, k, v.half(), window, backend=backend)
+    assert y.dtype == torch.float16 and relative_error(y, oracle(q, k, v, window)) < 5e-3
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("window", [1, 5, 40])
 def test_step_by_step_through_the_ring(backend, window):
     given = {name: t.float().to(HERE) for name, t in heads(2, 3, 23, 20, 24).items()}
