@@ -69,8 +69,8 @@ def test_the_reference_equals_the_recurrence(batch, heads, length, d, dv, decay,
         assert relative_error(got[name], want[name]) < 1e-10, name
 
 
-def test_an_output_that_reads_before_it_decays_is_not_the_other_way_round():
-    """The check that the oracle's own convention is seen: reading after the decay is another rule."""
+def test_what_is_read_has_not_decayed_yet():
+    """Reading after the decay is another rule, and far enough from this one to be told apart."""
     tensors = inputs(1, 1, 9, 8, 8, decay="strong")
     later = tensors | {"a": tensors["a"] * tensors["decay"].exp()}
     assert relative_error(reference.dplr_delta_rule(**tensors), oracle(**tensors)) < 1e-12
