@@ -22,6 +22,7 @@ and test_offline.py hold for it.
 from kernels.block_diagonal_matmul import block_diagonal_glu, block_diagonal_matmul
 from kernels.checks import use_backend, wide
 from kernels.delta_rule import delta_rule
+from kernels.dplr_delta_rule import dplr_delta_rule
 from kernels.fft_conv import fft_conv
 from kernels.gated_mlp import gated_mlp
 from kernels.hedgehog_attention import hedgehog_attention
@@ -39,6 +40,7 @@ __all__ = [
     "block_diagonal_glu",
     "block_diagonal_matmul",
     "delta_rule",
+    "dplr_delta_rule",
     "fft_conv",
     "gated_mlp",
     "hedgehog_attention",

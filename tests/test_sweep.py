@@ -88,7 +88,7 @@ def test_the_mad_protocol_has_396_runs(expand):
 
 def test_archs_of_a_sweep_vary_in_keys_of_their_own(expand):
     points = expand("sweeps=reproduce_based_figure2", "optim.lr=1e-2")
-    assert len(points) == 42
+    assert len(points) == 45
     based = [v["arch"] for v, _ in points if v["arch"]["name"] == "mqar_based"]
     found = [(arch["dim"], arch["stack"][1]["feature_dim"]) for arch in based]
     assert found == [(dim, width) for dim in (48, 64, 128) for width in (8, 16, 24)] + [(128, 32)]
@@ -106,7 +106,7 @@ COUNTS = {
     "isoflop_gpu": 60,
     "mad": 396,
     "quickstart": 15,
-    "reproduce_based_figure2": 168,
+    "reproduce_based_figure2": 180,
     "reproduce_based_figure2_reduced": 16,
     "reproduce_mad_table_reduced": 55,
     "reproduce_zoology_figure2": 256,

@@ -41,6 +41,7 @@ BASED: dict[str, Model] = {
     "deltanet": ([CONV, {"name": "delta_net"}], None),
     "gated_deltanet": ([CONV, {"name": "gated_delta_net"}], None),
     "gla": ([CONV, {"name": "gla", "num_heads": 2, "expand_k": 0.5}], None),
+    "rwkv7": ([CONV, {"name": "rwkv7"}], None),
     "hyena": ([HYENA, IDENTITY] * 2, None),
 }
 ZOOLOGY: dict[str, Model] = {

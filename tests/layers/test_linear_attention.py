@@ -134,6 +134,7 @@ def test_positions_stay_apart_in_bf16():
         ("base_conv", 17_024, None, None),
         ({"name": "mamba", "num_states": 16}, 116_480, None, None),
         ({"name": "mamba2", "num_states": 16}, 104_620, None, None),
+        ("rwkv7", 4 * 128**2 + 128 * (2 * 96 + 13), 128 * 65, 8 * 128**2 + 128 * (4 * 96 + 9 * 64)),
         ("mlp", 131_072, 0, 262_144),
         ("swiglu", 135_168, 0, 270_336),
         ("moe", None, 0, 26_624),
