@@ -12,6 +12,7 @@ from layers.base import Layer, positive, split_heads
 from layers.gated_projection import fft_conv_flops, from_tokens, new_taps, to_tokens
 
 STEPS = 1e-3, 1e-1  # between which the initial step sizes lie, evenly on a logarithmic scale
+STRIDE = 32  # tokens between the powers of A that are kept
 
 
 class DiagonalFilter(nn.Module):
@@ -46,9 +47,14 @@ class DiagonalFilter(nn.Module):
     def forward(self, length: int) -> torch.Tensor:
         """(channels, length)."""
         log_abs, angle, real, imaginary = (t.unsqueeze(-1) for t in self.discrete())
-        t = torch.arange(length, device=angle.device, dtype=angle.dtype)
-        terms = (log_abs * t).exp() * (real * (angle * t).cos() - imaginary * (angle * t).sin())  # (channels, pairs, L)
-        return 2 * terms.sum(1)
+        # A^t = A^(STRIDE i) A^j: no power of each state at each token is ever held
+        j = torch.arange(STRIDE, device=angle.device, dtype=angle.dtype)
+        i = STRIDE * torch.arange(-(-length // STRIDE), device=angle.device, dtype=angle.dtype)
+        (cos_i, sin_i), (cos_j, sin_j) = (_powers(log_abs * t, angle * t) for t in (i, j))  # (channels, pairs, .)
+        coarse = torch.cat([real * cos_i - imaginary * sin_i, -(real * sin_i + imaginary * cos_i)], dim=1)
+        with torch.autocast(angle.device.type, enabled=False):
+            taps = 2 * coarse.mT @ torch.cat([cos_j, sin_j], dim=1)  # (channels, L / STRIDE, STRIDE)
+        return taps.flatten(1)[:, :length]
 
     def step(self, u: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """u (B, channels, n), state (B, channels, n, pairs, 2) -> outputs like u, next state; n inputs a model."""
@@ -57,6 +63,12 @@ class DiagonalFilter(nn.Module):
         s, r = state.unbind(-1)
         s, r = a[0] * s - a[1] * r + u.unsqueeze(-1), a[0] * r + a[1] * s
         return 2 * (real * s - imaginary * r).sum(-1), torch.stack([s, r], dim=-1)
+
+
+def _powers(log_abs: torch.Tensor, angle: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Real and imaginary part of the number whose logarithm this is."""
+    size = log_abs.exp()
+    return size * angle.cos(), size * angle.sin()
 
 
 @layers.register("h3", kind="sequence")

@@ -26,7 +26,7 @@ class Mamba2(Layer):
     Args:
         expansion: channels, in units of dim.
         num_states: states of a channel, the width of b and c.
-        head_dim: channels of a head; it must divide expansion dim.
+        head_dim: channels of a head; it must divide expansion dim, a narrower layer is one head.
         kernel_size: taps of the short convolution.
     """
 
@@ -45,7 +45,7 @@ class Mamba2(Layer):
         super().__init__(dim, max_length)
         positive(expansion=expansion, num_states=num_states, kernel_size=kernel_size)
         self.channels, self.num_states, self.kernel_size = expansion * dim, num_states, kernel_size
-        self.num_heads = split_heads(self.channels, head_dim, "expansion dim", "head_dim")
+        self.num_heads = split_heads(self.channels, min(head_dim, self.channels), "expansion dim", "head_dim")
         self.width = self.channels + 2 * num_states
         self.streams = nn.Linear(dim, self.width, bias=False)  # u, b, c
         self.taps = new_taps(kernel_size, self.width, kernel_size)

@@ -71,7 +71,7 @@ class RWKV7(Layer):
         self.find = nn.Parameter(0.71 - 0.1 * place)  # c
         self.write = nn.Parameter(torch.full((dim,), 1.02))  # d
         self.bonus = nn.Parameter(torch.full((dim,), -0.04))  # u
-        self.norm = nn.GroupNorm(self.num_heads, dim, eps=1e-5 * self.head_dim)
+        self.norm_weight, self.norm_bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
 
     def heads(self, x: torch.Tensor, before: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """x and the inputs one token before (B, T, dim) -> r, k, v, -kappa, kappa alpha (B, H, T, d) and log w, at
@@ -88,11 +88,11 @@ class RWKV7(Layer):
 
     def read(self, y: torch.Tensor, r: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
         """What the state says (B, H, T, d) -> (B, T, dim)."""
-        y = kernels.wide(y).transpose(1, 2).flatten(2)  # (B, T, dim)
-        y = self.norm(y.flatten(0, 1)).view_as(y)
+        y = F.layer_norm(kernels.wide(y), (self.head_dim,), eps=1e-5 * self.head_dim)
+        y = y.transpose(1, 2).flatten(2) * self.norm_weight + self.norm_bias  # (B, T, dim)
         weight = kernels.wide(r) * k * self.bonus.view(self.num_heads, 1, -1)
         own = weight.sum(-1, keepdim=True) * v  # the token's own value, whatever the state holds
-        return self.out((y + own.transpose(1, 2).flatten(2)) * g)
+        return self.out(((y + own.transpose(1, 2).flatten(2)) * g).to(g.dtype))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.check_length(x)

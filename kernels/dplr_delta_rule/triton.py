@@ -21,8 +21,7 @@ vectors, as each token changes G * S by its own part only: with h the sum over v
     ddecay[t] = h + q[t] dq[t] - k[t] dk[t] - b[t] db[t]        h <- ddecay[t] + a[t] da[t]
 
 from the last state's h on. Nothing is divided. Its rounding is that of h: where a decay as good as forgets a state that
-matters, its gradient, which then is about 0, is so to about 1e-7 of the others. (The walks in float32 against float64,
-d 64, decays as RWKV-7's: ddecay is off by 6e-6 after 4,096 tokens, the others by 1e-7.)
+matters, its gradient, which then is about 0, is so to about 1e-7 of the others.
 
 All products and sums are fp32, on a CUDA core's multiply-adds: the walks are as long as the sequence, so time goes by
 the latency of a token, not by arithmetic, unless there are many heads.

@@ -25,7 +25,7 @@ def fft_conv(
         pre_gate, post_gate: (B, H, L).
         keep: drop all frequencies of the filter but the lowest `keep`, of the power of two at least 2 L that its FFT
             has: the filter then reaches into the future, too. (FlashFFTConv's frequency-sparse convolution.)
-        backend: "auto" | "torch" | "triton"; `keep` has no Triton kernel.
+        backend: "auto" | "torch" | "triton"; `keep` has no Triton kernel, "auto" is torch for it.
 
     Returns:
         (B, H, L), of u's type. torch computes in fp32, or in fp64 where u is fp64. Triton rounds operands to u's type
@@ -33,7 +33,7 @@ def fft_conv(
         Fourier transform over blocks. Both do on matrix units what Fu et al. 2023 (FlashFFTConv, arXiv 2311.05908) do.
 
     Raises:
-        ValueError: shapes that do not fit together, or an unknown backend.
+        ValueError: shapes that do not fit together, an unknown backend, or `keep` with backend="triton".
     """
     if u.dim() != 3 or k.dim() != 2 or k.shape[0] != u.shape[1]:
         raise ValueError(f"expected u (B, H, L) and k (H, K), got {tuple(u.shape)} and {tuple(k.shape)}")

@@ -22,11 +22,12 @@ def level(q, k, v, lengths) -> tuple[torch.Tensor, torch.Tensor]:
     """q (B, n, Hq, d) over k, v (S, P, Hkv, d) -> (B, n, Hq, d) and log-sum-exp (B, n, Hq), -inf over no keys."""
     shared, size, heads, d = k.shape
     rows = wide(q).unflatten(0, (shared, -1)).unflatten(3, (heads, -1))  # (S, B / S, n, Hkv, G, d)
+    there = None if lengths is None else torch.arange(size, device=q.device) < lengths.view(-1, 1)  # (S, P)
+    if there is not None:  # unused slots may be anything, NaN too
+        k, v = (torch.where(there.view(shared, size, 1, 1), t, 0.0) for t in (k, v))
     scores = torch.einsum("sbnhgd,sphd->sbnhgp", rows, wide(k)) * d**-0.5
-    if lengths is not None:
-        there = torch.arange(size, device=q.device) < lengths.view(-1, 1)  # (S, P)
+    if there is not None:
         scores = scores.masked_fill(~there.view(shared, 1, 1, 1, 1, size), -torch.inf)
-        v = torch.where(there.view(shared, size, 1, 1), v, 0.0)  # unused slots may be anything, NaN too
     if size == 0:
         return torch.zeros_like(wide(q)), torch.full_like(wide(q)[..., 0], -torch.inf)
     highest = scores.detach().amax(-1, keepdim=True)

@@ -27,7 +27,7 @@ def short_conv(
         backend: "auto" | "torch" | "triton".
 
     Returns:
-        (B, C, L), of u's type; Triton sums the taps in fp32.
+        (B, C, L), of u's type; the taps are summed in fp32.
 
     Raises:
         ValueError: shapes that do not fit together, an unknown activation or backend.

@@ -82,7 +82,9 @@ def compare(name: str, table: pd.DataFrame) -> Comparison:
         if values in mine:
             runs[column] = pd.to_numeric(mine[values], errors="coerce")
 
-    ours = _measure(runs, keys)
+    ours = _measure(runs, [*keys, *(["width"] if "width" in labels else [])])
+    # of several models in a row the one that is further through its grid, then the better
+    ours = ours.sort_values(["points", "ours"], ascending=False, kind="stable").drop_duplicates(keys)
     rows = rows.merge(ours, on=keys, how="left")
     more = ours.merge(rows[keys], on=keys, how="left", indicator=True)
     rows = pd.concat([rows, more[more["_merge"] == "left_only"].drop(columns="_merge")], ignore_index=True)
@@ -95,7 +97,8 @@ def compare(name: str, table: pd.DataFrame) -> Comparison:
     rows["verdict"] = [_verdict(row) for row in rows.to_dict("records")]
     found = {c: (sorted(mine[c][d].unique(), key=str), about.recipe[c]) for c, d in departed.items() if d.any()}
     failed = int((scored["status"] == "failed").sum())
-    return Comparison(name, keys, rows.drop(columns=["departs", "known"]), found, len(table) - len(mine), failed)
+    rows = rows.drop(columns=["departs", "known", "width"], errors="ignore")
+    return Comparison(name, keys, rows, found, len(table) - len(mine), failed)
 
 
 def _measure(runs: Frame, keys: list[str]) -> Frame:

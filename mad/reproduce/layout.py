@@ -45,12 +45,14 @@ def with_means(rows: Frame) -> Frame:
 
 
 def _based_figure2(theirs: Frame, table: Frame, scored: Frame) -> tuple[list[str], Frame, Frame]:
-    """Rows: a model, its width and its knob; where the knob holds the width, without it."""
+    """Rows: a model, its width and its knob; where the knob holds the width, without it. Then several of our models may
+    be in a row, told apart by the label `width`."""
     rows = theirs.rename(columns={"accuracy": "published"}).assign(knob=theirs["knob"].fillna(""))
     rows["d_model"] = rows["d_model"].astype("Int64")
     labels = _models(table, stacks.BASED)
     labels["d_model"] = table["arch.dim"].astype("Int64").mask(labels["model"].map(stacks.by_width))
-    return ["model", "d_model", "knob"], _one_setting(rows, stacks.BASED), labels[["model", "d_model", "knob"]]
+    labels["width"] = table["arch.dim"]
+    return ["model", "d_model", "knob"], _one_setting(rows, stacks.BASED), labels
 
 
 def _zoology_figure2(theirs: Frame, table: Frame, scored: Frame) -> tuple[list[str], Frame, Frame]:
@@ -64,7 +66,7 @@ def _zoology_figure2(theirs: Frame, table: Frame, scored: Frame) -> tuple[list[s
 def _models(table: Frame, models: dict[str, stacks.Model]) -> Frame:
     """model and knob of each run; of no published model its own name."""
     found = [
-        stacks.model_of(stack, models, int(dim)) or (str(arch), "")
+        (None if pd.isna(dim) else stacks.model_of(stack, models, int(dim))) or (str(arch), "")
         for stack, arch, dim in zip(table["stack"], table["arch"], table["arch.dim"], strict=True)
     ]
     return pd.DataFrame(found, columns=["model", "knob"], index=table.index)

@@ -69,7 +69,7 @@ BASED_BLOCK = (
     "and our linear maps are drawn as each layer has it, the published with a deviation of 0.02, output maps less",
     ATTENTION_DROPOUT,
     "Mamba and Mamba-2: the norms are RMS norms there; Mamba's step sizes begin near 0.7, its bias being zeroed; of "
-    "two widths with states of one size ours is the better",
+    "two widths with states of one size, ours is the better",
     "RWKV-7: the shares of the token before and the scales on keys begin at 0 there, here as in the model's own code",
 )
 BY_EPOCHS = {"train.steps": None, "train.tokens": None, "train.budget_flops": None}

@@ -63,7 +63,7 @@ def model_of(stack: Any, models: dict[str, Model], dim: int) -> tuple[str, str] 
         mine = [dict(spec) for spec in specs]
         varied = [spec for spec in mine if spec.get("name") == layers[-1]["name"]]
         values = {spec.pop(knob.option, knob.default) for spec in varied}
-        if mine == layers and len(values) == 1:
+        if mine == layers and len(values) == 1 and values != {None}:
             return name, knob.text(values.pop(), dim)
     return None
 

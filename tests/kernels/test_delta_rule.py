@@ -136,5 +136,5 @@ def test_rejects(wrong, message):
 def test_is_a_well_formed_operator():
     from kernels.delta_rule import triton
 
-    tensors = {n: t.float().requires_grad_() for n, t in inputs(1, 2, 5, 4, 3, state=True).items()}
+    tensors = {n: t.float().to(HERE).requires_grad_() for n, t in inputs(1, 2, 5, 4, 3, state=True).items()}
     torch.library.opcheck(triton.forward, tuple(tensors.values()))

@@ -8,6 +8,8 @@ import kernels
 from kernels.dplr_delta_rule import dplr_delta_rule, reference
 from kernels.testing import relative_error, run, verify
 
+HERE = "cuda" if torch.cuda.is_available() else "cpu"
+
 WIDE = ("decay", "initial_state")
 
 
@@ -109,7 +111,7 @@ def test_decay_that_forgets_and_tokens_that_add_nothing(where):
 
 @pytest.mark.parametrize("laid_out", ["tokens first", "each its own way"])
 def test_strides_and_a_cotangent_that_is_expanded(laid_out):
-    given = {name: t.float() for name, t in inputs(2, 2, 4, 16, 8).items()}
+    given = {name: t.float().to(HERE) for name, t in inputs(2, 2, 4, 16, 8).items()}
     for at, (name, t) in enumerate(given.items()):
         if laid_out == "tokens first" or at % 3 == 1:
             given[name] = t.transpose(1, 2).contiguous().transpose(1, 2)
@@ -128,11 +130,11 @@ def test_sizes_beyond_the_chip():
     tensors = inputs(1, 1, 3, 16, 257)
     assert dplr_delta_rule(**tensors).shape == (1, 1, 3, 257)
     with pytest.raises(ValueError, match="heads of width 256 at most, got 257"):
-        dplr_delta_rule(**{n: t.float() for n, t in tensors.items()}, backend="triton")
+        dplr_delta_rule(**{n: t.float().to(HERE) for n, t in tensors.items()}, backend="triton")
     empty = {n: t[:, :, :0] for n, t in inputs(1, 1, 3, 16, 8).items()}
     assert dplr_delta_rule(**empty).shape == (1, 1, 0, 8)
     with pytest.raises(ValueError, match=r"no empty tensors, got q \(1, 1, 0, 16\)"):
-        dplr_delta_rule(**{n: t.float() for n, t in empty.items()}, backend="triton")
+        dplr_delta_rule(**{n: t.float().to(HERE) for n, t in empty.items()}, backend="triton")
 
 
 @pytest.mark.parametrize(
@@ -155,5 +157,5 @@ def test_rejects(wrong, message):
 def test_is_a_well_formed_operator():
     from kernels.dplr_delta_rule import triton
 
-    tensors = {n: t.float().requires_grad_() for n, t in inputs(1, 2, 3, 4, 3, state=True).items()}
+    tensors = {n: t.float().to(HERE).requires_grad_() for n, t in inputs(1, 2, 3, 4, 3, state=True).items()}
     torch.library.opcheck(triton.forward, tuple(tensors.values()))

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from kernels.linear_attention import linear_attention
 from kernels.testing import relative_error, run, verify
 
+HERE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 def oracle(q, k, v, decay=None, initial_state=None, *, normalize=True, eps=1e-12, return_state=False):
     """One token after the other."""
@@ -151,8 +153,9 @@ def test_is_a_well_formed_operator():
     from kernels.linear_attention import triton
 
     torch.manual_seed(2)
-    q, k, v = (torch.rand(1, 1, 5, 4, requires_grad=True) for _ in range(3))
-    decay, state = (-torch.rand(1, 1, 5)).requires_grad_(), torch.rand(1, 1, 4, 5, requires_grad=True)
+    q, k, v = (torch.rand(1, 1, 5, 4, device=HERE, requires_grad=True) for _ in range(3))
+    decay = (-torch.rand(1, 1, 5, device=HERE)).requires_grad_()
+    state = torch.rand(1, 1, 4, 5, device=HERE, requires_grad=True)
     torch.library.opcheck(triton.attend, (q, k, v, decay, state, True, 1e-6, True))
 
 

@@ -129,6 +129,10 @@ def test_lengths_of_any_layout_and_slots_that_were_never_written(backend):
         given[name][:, 3:] = torch.nan
     got = gathered(shared_prefix_attention)(**given, backend=backend)
     assert relative_error(got.cpu(), want) < 1e-5
+    if backend == "torch":
+        q = given["q"].clone().requires_grad_()
+        (dq,) = torch.autograd.grad(gathered(shared_prefix_attention)(**(given | {"q": q})).sum(), q)
+        assert dq.isfinite().all() and dq.any()
     given["suffix_lengths"] = torch.tensor([3, 9, 1, 9, 0, 9, 2, 9], device=HERE)[::2]
     clean = gathered(shared_prefix_attention)(**(given | {"suffix_lengths": given["suffix_lengths"].contiguous()}))
     assert torch.equal(gathered(shared_prefix_attention)(**given, backend=backend).isfinite(), clean.isfinite())
@@ -143,3 +147,5 @@ def test_no_sequences_or_queries(backend):
         lengths = torch.zeros(batch, dtype=torch.int64, device=HERE)
         q = torch.randn(batch, n, 4, 16, device=HERE)
         assert shared_prefix_attention(q, [(k, k)], suffix, suffix, lengths, backend=backend).shape == q.shape
+        with pytest.raises(ValueError, match="unknown backend 'cuda'"):
+            shared_prefix_attention(q, [(k, k)], suffix, suffix, lengths, backend="cuda")

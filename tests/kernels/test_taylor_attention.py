@@ -9,6 +9,8 @@ import torch
 from kernels.taylor_attention import packed_features, packed_size, taylor_attention, taylor_step
 from kernels.testing import relative_error, run, verify
 
+HERE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 def oracle(q, k, v, *, normalize=True, eps=1e-12):
     """One token after the other."""
@@ -146,11 +148,11 @@ def test_are_well_formed_operators():
     from kernels.taylor_attention import step, triton
 
     torch.manual_seed(2)
-    q, k, v = (torch.randn(1, 1, 5, 4, requires_grad=True) for _ in range(3))
+    q, k, v = (torch.randn(1, 1, 5, 4, device=HERE, requires_grad=True) for _ in range(3))
     torch.library.opcheck(triton.attend, (q, k, v, True, 1e-6))
-    q, k, v = torch.randn(3, 1, 1, 2)
+    q, k, v = torch.randn(3, 1, 1, 2, device=HERE)
     checks = ("test_schema", "test_faketensor")  # it has no gradients
-    torch.library.opcheck(step.one_token, (q, k, v, torch.ones(1, 1, 6, 3), True, 1e-6), test_utils=checks)
+    torch.library.opcheck(step.one_token, (q, k, v, torch.ones(1, 1, 6, 3, device=HERE), True, 1e-6), test_utils=checks)
 
 
 def test_wrong_input_is_named():

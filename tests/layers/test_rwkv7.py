@@ -40,7 +40,7 @@ def literal(layer, x, width):
             found = r[at] @ states[n]
             centred = found - found.mean()
             found = centred / (centred.square().mean() + 1e-5 * width).sqrt()
-            y[at] = found * p["norm.weight"][at] + p["norm.bias"][at]
+            y[at] = found * p["norm_weight"][at] + p["norm_bias"][at]
             y[at] += (r[at] * p["bonus"][at] * written).sum() * v[at]
         outputs.append(p["out.weight"] @ (y * g))
         before = x_t

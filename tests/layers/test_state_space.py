@@ -79,8 +79,8 @@ def test_heads_of_h3_are_a_linear_attention():
     "spec, match",
     [
         (
-            {"name": "mamba2", "head_dim": 48},
-            "head_dim=48 does not divide expansion dim=32; the nearest",
+            {"name": "mamba2", "head_dim": 24},
+            "head_dim=24 does not divide expansion dim=32; the nearest",
         ),
         ({"name": "h3", "head_dim": 3}, "head_dim=3 does not divide dim=16; the nearest that does is 2"),
         ({"name": "h3", "num_states": 5}, "num_states must be even, conjugate pairs, got 5"),

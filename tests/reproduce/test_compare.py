@@ -136,6 +136,21 @@ def test_every_run_of_a_sweep_has_its_row(table_of, name, whole, absent):
         assert off[inner].between(0.03, 0.45).all()  # but not those of convolutions within DeltaNet and Mamba
 
 
+def test_of_two_models_in_a_row_one_counts_with_its_own_state(table_of):
+    """Mamba-2 with 64 channels and 16 states, and with 128 and 8: a published point that does not say which."""
+    mine = table_of("reproduce_based_figure2", "arch=mqar_mamba2", costs=True)
+    narrow = (mine["arch.dim"] == 64) & mine["stack"].str.contains("16")
+    wide = (mine["arch.dim"] == 128) & mine["stack"].str.contains(": 8")
+    pair = mine[narrow | wide].assign(accuracy=lambda t: t["accuracy"].mask(wide, 0.7))
+    sizes = (4 * mine["state_size"][wide]).unique(), (4 * mine["state_size"][narrow]).unique()
+    row = at(compare("based_figure2", pair), model="mamba2", knob="dN=1024")
+    assert (row["ours"], row["ours_bytes"], row["points"], row["runs"]) == (0.7, *sizes[0], 4, 4)
+    assert sizes[0] != sizes[1] and "width" not in row
+    partly = pair.drop(pair.index[wide[pair.index]][:1])  # the better one lacks a rate: the whole one counts
+    row = at(compare("based_figure2", partly), model="mamba2", knob="dN=1024")
+    assert (row["ours"], row["ours_bytes"], row["points"], row["runs"]) == (0.5, *sizes[1], 4, 4)
+
+
 def test_sparse_experts_are_not_the_published_ones(table_of):
     archs = "arch=striped_hyena_moe,striped_hyena_sparse_moe"
     found = compare("mad_table", table_of("reproduce_mad_table", archs, "task=memorization"))
@@ -196,6 +211,7 @@ def test_models_are_told_by_their_stacks():
     assert model_of(json.dumps(mamba), BASED, 128) == ("mamba", "dN=3072")
     assert model_of(json.dumps([mamba[0], "mamba"]), BASED, 128) is None  # of one size each
     assert model_of("mamba2-mamba2", BASED, 64) == ("mamba2", "dN=8192")
+    assert model_of(json.dumps(["base_conv", window | {"window": None}]), BASED, 64) is None
     import layers
 
     for stack, knob in BASED.values():
