@@ -124,11 +124,12 @@ def _with_floor(log_x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
     def residuals(p: np.ndarray) -> np.ndarray:
         return np.log(p[0] + np.exp(p[1] + p[2] * z)) - target
 
-    # Without a floor the rest has no bound: at F = 0 the straight line is the answer
+    # without a floor the rest has no bound: at F = 0, or as near as rounding tells, the straight line is the answer
     result = optimize.least_squares(
         residuals, begin, bounds=([0, -np.inf, -np.inf], np.inf), x_scale=[y.min(), 1, 1], xtol=1e-14, ftol=1e-14
     )
-    if (residuals(np.array([0.0, np.log(straight[1]), straight[2]])) ** 2).sum() <= 2 * result.cost:
+    of_line = (residuals(np.array([0.0, np.log(straight[1]), straight[2]])) ** 2).sum()
+    if of_line <= 2 * result.cost * (1 + 1e-9):
         return 0.0, float(straight[1] * np.exp(-straight[2] * center)), straight[2]
     base, log_coefficient, exponent = result.x
     return float(base), float(np.exp(log_coefficient - exponent * center)), float(exponent)
