@@ -10,8 +10,8 @@ import kernels
 import layers
 from layers.base import Layer, positive, split_heads
 from layers.gated_projection import fft_conv_flops, from_tokens, new_taps, to_tokens
+from layers.mamba import log_steps
 
-STEPS = 1e-3, 1e-1  # between which the initial step sizes lie, evenly on a logarithmic scale
 STRIDE = 32  # tokens between the powers of A that are kept
 
 
@@ -28,7 +28,7 @@ class DiagonalFilter(nn.Module):
         if num_states % 2:
             raise ValueError(f"num_states must be even, conjugate pairs, got {num_states}")
         pairs = num_states // 2
-        self.log_dt = nn.Parameter(torch.empty(channels).uniform_(*map(math.log, STEPS)))
+        self.log_dt = nn.Parameter(log_steps(channels))
         self.log_rate = nn.Parameter(torch.full((channels, pairs), math.log(0.5)))
         self.frequency = nn.Parameter(math.pi * torch.arange(pairs, dtype=torch.float32).repeat(channels, 1))
         self.read = nn.Parameter(torch.randn(2, channels, pairs) * 0.5**0.5)  # real and imaginary part of c

@@ -15,9 +15,14 @@ from layers.gated_projection import from_tokens, new_taps, of_columns, to_tokens
 STEPS = 1e-3, 1e-1  # between which the initial step sizes lie, evenly on a logarithmic scale
 
 
+def log_steps(number: int) -> torch.Tensor:
+    """Logarithms of initial step sizes."""
+    return torch.empty(number).uniform_(*map(math.log, STEPS))
+
+
 def new_steps(number: int) -> nn.Parameter:
     """Initial values whose softplus are step sizes."""
-    step = torch.empty(number).uniform_(*map(math.log, STEPS)).exp()
+    step = log_steps(number).exp()
     return nn.Parameter(step + torch.log(-torch.expm1(-step)))
 
 

@@ -43,7 +43,7 @@ class Mamba2(Layer):
         kernel_size: int = 4,
     ):
         super().__init__(dim, max_length)
-        positive(expansion=expansion, num_states=num_states, kernel_size=kernel_size)
+        positive(expansion=expansion, num_states=num_states, head_dim=head_dim, kernel_size=kernel_size)
         self.channels, self.num_states, self.kernel_size = expansion * dim, num_states, kernel_size
         self.num_heads = split_heads(self.channels, min(head_dim, self.channels), "expansion dim", "head_dim")
         self.width = self.channels + 2 * num_states

@@ -14,9 +14,9 @@ Only sums of log-decays are exponentiated, never a difference of running sums: e
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from kernels.checks import wide
+from kernels.linear_attention.reference import chunked
 
 CHUNK = 64
 
@@ -73,8 +73,3 @@ def by_chunks(
         outputs.append(queries[:, :, c] @ state + scores[:, :, c] @ u)
         state = through[:, :, c] * state + keys[:, :, c] @ u
     return (torch.stack(outputs, 2) if outputs else v), state
-
-
-def chunked(x: torch.Tensor, size: int) -> torch.Tensor:
-    """(B, H, T, d) -> (B, H, n, size, d), padded with zeros: tokens that add nothing and do not decay."""
-    return F.pad(x, (0, 0, 0, -x.shape[2] % size)).unflatten(2, (-1, size))

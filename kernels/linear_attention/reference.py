@@ -94,7 +94,7 @@ def by_chunks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores,
 
 
 def chunked(x: torch.Tensor, size: int) -> torch.Tensor:
-    """(B, H, T, d) -> (B, H, n, size, d), padded with zeros."""
+    """(B, H, T, d) -> (B, H, n, size, d), padded with zeros: tokens that add nothing and do not decay."""
     return F.pad(x, (0, 0, 0, -x.shape[2] % size)).unflatten(2, (-1, size))
 
 
