@@ -68,6 +68,15 @@ def test_what_a_dead_process_had_is_taken_over(tmp_path):
     assert not Claims(tmp_path).all()
 
 
+def test_a_process_killed_right_after_writing_leaves_nothing_for_good(tmp_path):
+    done = runs(2)[0]
+    code = f"from mad.records import Claims; assert Claims({str(tmp_path)!r}).take({done.id!r})"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    Store(tmp_path).write(fine(done))
+    assert engine.execute(runs(2), Store(tmp_path), engine.build("inline", fine)).there == 1
+    assert not Claims(tmp_path).all()
+
+
 def test_a_run_under_way_elsewhere_is_waited_for(tmp_path):
     here, there = runs(2)
     other = Claims(tmp_path)

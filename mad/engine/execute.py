@@ -71,6 +71,7 @@ def execute(
     claims = claims or Claims(store.folder)
     desk = _Desk(store, claims, sweep or store.sweep, progress.on_trouble)
     patience = _Patience(store, progress.on_trouble)
+    claims.clear(store.done)
 
     def done_elsewhere(run_id: str) -> bool:
         stamp = store.stamp(run_id)
@@ -113,6 +114,7 @@ def execute(
     finally:
         summary.seconds = time.perf_counter() - began
         desk.rescue()
+        claims.clear(store.done)  # again: a silent owner on another machine is known by now
         if summary.executed or summary.elsewhere or not (store.folder / "results.csv").exists():
             try:
                 store.write_csv()

@@ -103,21 +103,23 @@ class Claims:
     def release(self, run_id: str) -> None:
         """Give the run up: it is recorded, or somebody else's."""
         path = self._held.pop(run_id, None)
-        if path is None:
-            return
-        for generation in range(1, int(path.suffix[1:]) + 1):  # our own last: until then nobody else begins afresh
-            with contextlib.suppress(OSError):
-                (self.folder / f"{run_id}.{generation}").unlink()
+        if path is not None:
+            self._unlink(path)
+
+    def clear(self, recorded: Callable[[str], bool]) -> None:
+        """Remove what was left by owners that died after writing a record, before giving its claim back.
+
+        Args:
+            recorded: whether the run of an id has its result. No one begins such a run, whatever claims there are.
+        """
+        for path in _newest(self.folder):
+            with contextlib.suppress(OSError, ValueError):
+                if recorded(path.stem) and self._stale(path):
+                    self._unlink(path)
 
     def all(self) -> list[Claim]:
         """The newest claim of each run, stale ones too."""
-        newest: dict[str, Path] = {}
-        for path in self.folder.glob("*.*"):
-            if path.suffix[1:].isdigit():
-                other = newest.get(path.stem)
-                if other is None or int(other.suffix[1:]) < int(path.suffix[1:]):
-                    newest[path.stem] = path
-        return [_read(path) for path in newest.values()]
+        return [_read(path) for path in _newest(self.folder)]
 
     def dead(self, claim: Claim) -> bool:
         """Whether the owner is known to be gone. False: it lives, or is on another machine."""
@@ -127,8 +129,13 @@ class Claims:
         return _born(claim.pid) != claim.born
 
     def _latest(self, run_id: str) -> Path | None:
-        found = [path for path in self.folder.glob(f"{run_id}.*") if path.suffix[1:].isdigit()]
-        return max(found, key=lambda path: int(path.suffix[1:]), default=None)
+        return next(iter(_newest(self.folder, run_id)), None)
+
+    def _unlink(self, path: Path) -> None:
+        """Remove a claim and the earlier ones of its run; it goes last: until then nobody else begins afresh."""
+        for generation in range(1, int(path.suffix[1:]) + 1):
+            with contextlib.suppress(OSError):
+                path.with_suffix(f".{generation}").unlink()
 
     def _stale(self, path: Path) -> bool:
         try:
@@ -147,6 +154,17 @@ class Claims:
             for path in list(self._held.values()):
                 with contextlib.suppress(OSError):
                     os.utime(path)
+
+
+def _newest(folder: Path, run_id: str = "*") -> list[Path]:
+    """The file of the last generation, one a run."""
+    newest: dict[str, Path] = {}
+    for path in folder.glob(f"{run_id}.*"):
+        if path.suffix[1:].isdigit():
+            other = newest.get(path.stem)
+            if other is None or int(other.suffix[1:]) < int(path.suffix[1:]):
+                newest[path.stem] = path
+    return list(newest.values())
 
 
 def _read(path: Path) -> Claim:
