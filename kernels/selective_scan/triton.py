@@ -1,9 +1,10 @@
 """The selective scan in Triton: a parallel scan over chunks of time in registers, one state of a channel after another.
 
-A program owns a block of channels of one sequence and walks over its chunks; tokens are the fast axis, so loads and
-stores are whole lines. Within a chunk, for each of the N states, the pairs (decay, input) are combined by an
-associative scan, which never divides: a decay of exp(-50) leaves 0 of what came before and no inf. Only states at
-chunk starts go to memory, for the next chunk and for the backward pass, which recomputes those between.
+A program is one warp, so that no scan and no sum waits for another warp. It owns a few channels of one sequence and
+walks over its chunks; tokens are the fast axis, so loads and stores are whole lines. Within a chunk, for each of the N
+states, the pairs (decay, input) are combined by an associative scan, which never divides: a decay of exp(-50) leaves 0
+of what came before and no inf. Only states at chunk starts go to memory, for the next chunk and for the backward pass,
+which recomputes those between.
 
 Backward, with p[t] = exp(dt[t] a) h[t-1], w[t] = dt[t] u[t] b[t], h = p + w, and dh the gradient of h:
 
@@ -14,7 +15,8 @@ Backward, with p[t] = exp(dt[t] a) h[t-1], w[t] = dt[t] u[t] b[t], h = p + w, an
 p is scanned itself rather than taken as h - w, which under a strong decay would be the rounding error of h. Both scans
 need a term of the token beside; it travels as a third part of the scanned element, so each decay is computed once.
 
-No atomics: db and dc are written a block of channels, da a chunk, dskip a sequence, and added afterwards.
+No atomics: da is written a chunk, dskip a sequence, and added afterwards; so are db and dc, of which a program adds up
+those of several blocks of channels, one after the other, in the memory where they are written.
 """
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 # pyright: reportAssignmentType=false
@@ -27,6 +29,8 @@ import triton
 import triton.language as tl
 
 from kernels.tiles import LOG2E, bucket, grid
+
+REGISTERS = 200  # a thread of the backward pass, for ten warps an SM; left alone, ptxas wants twelve and spills
 
 
 @triton.jit
@@ -58,6 +62,12 @@ def tokens(x, d, t, D, L, stride):
 def shared(x, d, t, L):
     """A row of b or c, the same for every channel: loaded (BD, BT), as it is needed."""
     return tl.load(x + d * 0 + t, mask=(d >= 0) & (t < L), other=0.0).to(tl.float32)
+
+
+@triton.jit
+def add(row, x, before, inside):
+    """Store x (BT,), added to what the same threads stored there, if they did `before`."""
+    tl.store(row, x + tl.load(row, mask=inside & (before > 0), other=0.0), mask=inside)
 
 
 @triton.jit
@@ -108,85 +118,93 @@ def forward_kernel(
 @triton.jit
 def backward_kernel(
     u, dt, a, b, c, skip, gate, states, dy, du, ddt, dgate, carried, da, dbc, dskip,
-    D, L, N, u_b, u_d, dt_b, dt_d, b_b, b_n, c_b, c_n, g_b, g_d, dy_b, dy_d,
+    D, L, N, blocks_each, u_b, u_d, dt_b, dt_d, b_b, b_n, c_b, c_n, g_b, g_d, dy_b, dy_d,
     du_b, du_d, ddt_b, ddt_d, dg_b, dg_d,
     SKIP: tl.constexpr, GATE: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """du, ddt, dgate; carried (B, chunks + 1, D, N), the gradient of `states`, of which the last is given; and sums:
-    da (B, chunks, D, N), db and dc together (B, blocks of channels, 2, N, L), dskip (B, D)."""
+    da (B, chunks, D, N), db and dc together (B, programs, 2, N, L), dskip (B, D)."""
     batch = tl.program_id(1).to(tl.int64)
-    d = tl.program_id(0).to(tl.int64) * BD + tl.arange(0, BD)[:, None]
     i = tl.arange(0, BT)[None, :]
-    live = d < D
     chunks = tl.cdiv(L, BT)
-    states += batch * (chunks + 1) * D * N + d * N
-    carried += batch * (chunks + 1) * D * N + d * N
-    da += batch * chunks * D * N + d * N
+    states += batch * (chunks + 1) * D * N
+    carried += batch * (chunks + 1) * D * N
+    da += batch * chunks * D * N
     dbc += (batch * tl.num_programs(0) + tl.program_id(0)) * 2 * N * L
-    sums = tl.zeros((BD, 1), tl.float32)
-    for k in range(0, chunks):
-        tl.debug_barrier()  # gradients at the start of the chunk after were stored by other threads of this block
-        chunk = tl.cast(chunks - 1 - k, tl.int64)
-        start = (chunks - 1 - k) * BT
-        t = start + i
-        inside = live & (t < L)
-        x = tokens(u + batch * u_b, d, t, D, L, u_d)  # (BD, BT)
-        step = tokens(dt + batch * dt_b, d, t, D, L, dt_d)
-        dtu = step * x
-        g = tokens(dy + batch * dy_b, d, t, D, L, dy_d)
-        y = tl.zeros((BD, BT), tl.float32)
-        if GATE:
-            z = tokens(gate + batch * g_b, d, t, D, L, g_d)
-            g *= z / (1 + tl.exp(-z))
-        dx = tl.zeros((BD, BT), tl.float32)  # sum over n of dh b
-        dstep = tl.zeros((BD, BT), tl.float32)  # sum over n of dh a p
-        for n in range(0, N):
-            rate = tl.load(a + d * N + n, mask=live, other=0.0).to(tl.float32)  # (BD, 1)
-            h = tl.load(states + chunk * D * N + n, mask=live, other=0.0)
-            later = tl.load(carried + (chunk + 1) * D * N + n, mask=live, other=0.0)
-            bn = shared(b + batch * b_b + n * b_n, d, t, L)
-            cn = shared(c + batch * c_b + n * c_n, d, t, L)
-            decay = tl.exp2(step * (rate * LOG2E))
-            _, p, _ = tl.associative_scan((decay, tl.where(i == 0, decay * h, 0.0), dtu * bn), 1, after_and_add)
-            dh = g * cn + tl.where(i == BT - 1, later, 0.0)
-            one = tl.full((BD, BT), 1.0, tl.float32)
-            _, dh, _ = tl.associative_scan((one, dh, decay), 1, after_and_scale, reverse=True)
-            tl.store(carried + chunk * D * N + n + i * 0, decay * dh, mask=live & (i == 0))
-            hn = p + dtu * bn
+    for block in range(0, blocks_each):
+        d = (tl.program_id(0).to(tl.int64) * blocks_each + block) * BD + tl.arange(0, BD)[:, None]
+        live = d < D
+        sums = tl.zeros((BD, 1), tl.float32)
+        for k in range(0, chunks):
+            tl.debug_barrier()  # gradients at the start of the chunk after were stored by other threads of this warp
+            chunk = tl.cast(chunks - 1 - k, tl.int64)
+            at = chunk * D * N + d * N
+            start = (chunks - 1 - k) * BT
+            t = start + i
+            inside = live & (t < L)
+            x = tokens(u + batch * u_b, d, t, D, L, u_d)  # (BD, BT)
+            step = tokens(dt + batch * dt_b, d, t, D, L, dt_d)
+            dtu = step * x
+            g = tokens(dy + batch * dy_b, d, t, D, L, dy_d)
+            y = tl.zeros((BD, BT), tl.float32)
             if GATE:
-                y += cn * hn
-            dx += dh * bn
-            p *= dh
-            dstep += p * rate
-            tl.store(da + chunk * D * N + n, tl.sum(p * step, 1)[:, None], mask=live)
-            row = dbc + n * L + start + tl.arange(0, BT)
-            tl.store(row, tl.sum(dh * dtu, 0), mask=start + tl.arange(0, BT) < L)
-            tl.store(row + N * L, tl.sum(g * hn, 0), mask=start + tl.arange(0, BT) < L)
-        # read once more rather than held in registers over all states
-        x = tokens(u + batch * u_b, d, t, D, L, u_d)
-        dstep += x * dx
-        dx *= step
+                z = tokens(gate + batch * g_b, d, t, D, L, g_d)
+                g *= z / (1 + tl.exp(-z))
+            dx = tl.zeros((BD, BT), tl.float32)  # sum over n of dh b
+            dstep = tl.zeros((BD, BT), tl.float32)  # sum over n of dh a p
+            for n in range(0, N):
+                rate = tl.load(a + d * N + n, mask=live, other=0.0).to(tl.float32)  # (BD, 1)
+                h = tl.load(states + at + n, mask=live, other=0.0)
+                later = tl.load(carried + at + D * N + n, mask=live, other=0.0)
+                bn = shared(b + batch * b_b + n * b_n, d, t, L)
+                cn = shared(c + batch * c_b + n * c_n, d, t, L)
+                decay = tl.exp2(step * (rate * LOG2E))
+                _, p, _ = tl.associative_scan((decay, tl.where(i == 0, decay * h, 0.0), dtu * bn), 1, after_and_add)
+                dh = g * cn + tl.where(i == BT - 1, later, 0.0)
+                one = tl.full((BD, BT), 1.0, tl.float32)
+                _, dh, _ = tl.associative_scan((one, dh, decay), 1, after_and_scale, reverse=True)
+                tl.store(carried + at + n + i * 0, decay * dh, mask=live & (i == 0))
+                hn = p + dtu * bn
+                if GATE:
+                    y += cn * hn
+                dx += dh * bn
+                p *= dh
+                dstep += p * rate
+                tl.store(da + at + n, tl.sum(p * step, 1)[:, None], mask=live)
+                row = dbc + n * L + start + tl.arange(0, BT)
+                add(row, tl.sum(dh * dtu, 0), block, start + tl.arange(0, BT) < L)
+                add(row + N * L, tl.sum(g * hn, 0), block, start + tl.arange(0, BT) < L)
+            # read once more rather than held in registers over all states
+            x = tokens(u + batch * u_b, d, t, D, L, u_d)
+            dstep += x * dx
+            dx *= step
+            if SKIP:
+                scale = tl.load(skip + d, mask=live, other=0.0).to(tl.float32)
+                dx += scale * g
+                y += scale * x
+                sums += tl.sum(g * x, 1)[:, None]
+            tl.store(du + batch * du_b + d * du_d + t, dx.to(du.dtype.element_ty), mask=inside)
+            tl.store(ddt + batch * ddt_b + d * ddt_d + t, dstep.to(ddt.dtype.element_ty), mask=inside)
+            if GATE:
+                z = tokens(gate + batch * g_b, d, t, D, L, g_d)
+                s = 1 / (1 + tl.exp(-z))
+                dz = y * tokens(dy + batch * dy_b, d, t, D, L, dy_d) * s * (1 + z * (1 - s))
+                tl.store(dgate + batch * dg_b + d * dg_d + t, dz.to(dgate.dtype.element_ty), mask=inside)
         if SKIP:
-            scale = tl.load(skip + d, mask=live, other=0.0).to(tl.float32)
-            dx += scale * g
-            y += scale * x
-            sums += tl.sum(g * x, 1)[:, None]
-        tl.store(du + batch * du_b + d * du_d + t, dx.to(du.dtype.element_ty), mask=inside)
-        tl.store(ddt + batch * ddt_b + d * ddt_d + t, dstep.to(ddt.dtype.element_ty), mask=inside)
-        if GATE:
-            z = tokens(gate + batch * g_b, d, t, D, L, g_d)
-            s = 1 / (1 + tl.exp(-z))
-            dz = y * tokens(dy + batch * dy_b, d, t, D, L, dy_d) * s * (1 + z * (1 - s))
-            tl.store(dgate + batch * dg_b + d * dg_d + t, dz.to(dgate.dtype.element_ty), mask=inside)
-    if SKIP:
-        tl.store(dskip + batch * D + d, sums, mask=live)
+            tl.store(dskip + batch * D + d, sums, mask=live)
 
 
-def blocks(channels: int, length: int, elements: int) -> dict[str, int]:
-    """Sizes of a block of channels and of a chunk, and warps for so many elements a thread."""
+def blocks(channels: int, length: int) -> dict[str, int]:
+    """Sizes of a block of channels and of a chunk, eight elements a thread: with twice as many the backward spills."""
     chunk = bucket(length, 16, 128)
-    rows = bucket(channels, 1, 2048 // chunk)
-    return {"BD": rows, "BT": chunk, "num_warps": max(1, rows * chunk // (32 * elements)), "num_stages": 1}
+    return {"BD": bucket(channels, 1, 256 // chunk), "BT": chunk, "num_warps": 1, "num_stages": 1}
+
+
+def blocks_each(batch: int, blocks: int, length: int, states: int) -> int:
+    """How many blocks of channels a program of the backward pass takes: as many as leave the card enough programs, and
+    so many that db and dc, which each program has of its own, stay within 2^26 elements."""
+    most = min(-(-4096 // batch), max(1, 2**26 // (batch * 2 * states * length)))  # programs a sequence
+    return triton.cdiv(blocks, most)
 
 
 def strides(*tensors: torch.Tensor) -> list[int]:
@@ -206,7 +224,7 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """y like u, the last state, and for the backward pass the states (B, chunks + 1, D, N)."""
     batch, channels, length = u.shape
-    sizes = blocks(channels, length, 8)
+    sizes = blocks(channels, length)
     chunks = triton.cdiv(length, sizes["BT"])
     y = torch.empty_like(u)
     states = u.new_empty(batch, chunks + 1, *a.shape, dtype=torch.float32)
@@ -241,8 +259,9 @@ def gradients(
     """du, ddt, da, db and dc (B, 2, N, L), dskip, dgate, dfirst: du, ddt, dgate like u, dt, gate, others fp32; empty
     for a skip and a gate that are not given."""
     batch, channels, length = u.shape
-    sizes = blocks(channels, length, 4)  # more is held an element
-    programs = grid(triton.cdiv(channels, sizes["BD"]), batch)
+    sizes = blocks(channels, length)
+    each = blocks_each(batch, triton.cdiv(channels, sizes["BD"]), length, a.shape[1])
+    programs = grid(triton.cdiv(channels, sizes["BD"] * each), batch)
     du, ddt = torch.empty_like(u), torch.empty_like(dt)
     dgate = u.new_empty(0) if gate is None else torch.empty_like(gate)
     carried = torch.empty_like(states)
@@ -252,9 +271,9 @@ def gradients(
     dskip = u.new_empty(batch, 0 if skip is None else channels, dtype=torch.float32)
     backward_kernel[programs](
         u, dt, a, b, c, skip, gate, states, dy, du, ddt, dgate, carried, da, dbc, dskip,
-        channels, length, a.shape[1],
+        channels, length, a.shape[1], each,
         *strides(u, dt, b, c, u if gate is None else gate, dy, du, ddt, u if gate is None else dgate),
-        SKIP=skip is not None, GATE=gate is not None, **sizes,
+        SKIP=skip is not None, GATE=gate is not None, maxnreg=REGISTERS, **sizes,
     )  # fmt: skip
     return [du, ddt, da.sum((0, 1)), dbc.sum(1), dskip.sum(0), dgate, carried[:, 0].clone()]
 

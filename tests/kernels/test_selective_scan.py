@@ -44,7 +44,7 @@ CASES = [
     (2, 3, 1, 2, True, True),
     (2, 3, 63, 3, False, False),
     (1, 2, 200, 2, True, True),
-    (1, 17, 100, 1, True, False),  # two blocks of channels
+    (1, 17, 100, 1, True, False),  # nine blocks of channels
 ]
 
 
@@ -63,6 +63,24 @@ def test_the_reference_equals_the_recurrence(batch, channels, length, states, mo
     want = run(oracle, tensors, {"return_state": state}, True)
     for name in want:
         assert relative_error(got[name], want[name]) < 1e-10, name
+
+
+def test_several_blocks_of_channels_a_program(where, monkeypatch):
+    """As where there are many sequences, or long ones: db and dc are added up over a program's blocks."""
+    from kernels.selective_scan import triton
+
+    monkeypatch.setattr(triton, "blocks_each", lambda *sizes: 2)
+    tensors = inputs(2, 5, 130, 2)  # three blocks: the last program has one that is not there
+    verify(selective_scan, oracle, tensors, wide=("a", "skip", "initial_state"), **where)
+
+
+def test_how_many_blocks_a_program_takes():
+    from kernels.selective_scan.triton import blocks_each
+
+    assert blocks_each(128, 128, 128, 16) == 4  # 4,096 programs
+    assert blocks_each(1, 512, 128, 16) == 1
+    assert blocks_each(1, 512, 32768, 16) == 8  # of 512 x 2 x 16 x 32,768 partial sums an eighth
+    assert blocks_each(65535, 3, 16, 4) == 3 and blocks_each(1, 4, 2**27, 16) == 4  # one program a sequence
 
 
 @pytest.mark.parametrize("rate", [-50.0, -300.0])
