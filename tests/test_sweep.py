@@ -109,7 +109,7 @@ COUNTS = {
     "reproduce_based_figure2": 180,
     "reproduce_based_figure2_reduced": 16,
     "reproduce_mad_table_reduced": 55,
-    "reproduce_zoology_figure2": 256,
+    "reproduce_zoology_figure2": 320,
     "reproduce_zoology_figure2_reduced": 24,
 }
 

@@ -75,7 +75,7 @@ def show(comparison: Comparison, source: str, console: Console) -> None:
     """Print the rows that we have or could have, then what is partial, missing, or not theirs."""
     rows: Any = comparison.rows
     console.print(f"{source}: {comparison.about.source}", soft_wrap=True, markup=False)
-    shown = rows[~rows["verdict"].isin(["no run", "no such layer"])]
+    shown = rows[rows["verdict"] != "no run"]
     columns = [*comparison.keys, *(c for c in rows if c not in (*comparison.keys, *HIDDEN, "verdict"))]
     columns = [c for c in columns if rows[c].notna().any()]
     table = Table(title=escape(comparison.about.title))
@@ -110,7 +110,6 @@ def notes(comparison: Comparison) -> list[str]:
             )
     for verdict, text in (
         ("no run", "published, and not run yet"),
-        ("no such layer", "published, of models that have no layer here"),
         ("not published", "run, and not published"),
     ):
         models = rows[rows["verdict"] == verdict].groupby("model", sort=False).size()

@@ -21,7 +21,7 @@ from mad.scaling import RankCorrelation, rank_correlation
 
 TOLERANCE = 0.03  # beyond which a difference asks for a reason
 EXTRAS = {"mad_table": {"plain": "accuracy"}, "based_figure2": {"ours_bytes": "state_size"}}  # ours -> a run's column
-VERDICTS = ("reproduced", "off", "partial", "no run", "no such layer", "not published")
+VERDICTS = ("reproduced", "off", "partial", "no run", "not published")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def compare(name: str, table: pd.DataFrame) -> Comparison:
     rows["verdict"] = [_verdict(row) for row in rows.to_dict("records")]
     found = {c: (sorted(mine[c][d].unique(), key=str), about.recipe[c]) for c, d in departed.items() if d.any()}
     failed = int((scored["status"] == "failed").sum())
-    rows = rows.drop(columns=["departs", "known", "width"], errors="ignore")
+    rows = rows.drop(columns=["departs", "width"], errors="ignore")
     return Comparison(name, keys, rows, found, len(table) - len(mine), failed)
 
 
@@ -149,7 +149,7 @@ def _verdict(row: dict[str, Any]) -> str:
     if pd.isna(row["published"]):
         return "not published"
     if pd.isna(row["ours"]):
-        return "no run" if row["known"] else "no such layer"
+        return "no run"
     whole = row["settings"] == row["settings_expected"] and row["points"] == row["points_expected"]
     if not whole or bool(row["departs"]):
         return "partial"

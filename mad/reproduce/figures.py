@@ -1,6 +1,6 @@
 """The published figures with ours in them: theirs hollow and dashed, ours filled; pale where a row is not all there.
 
-A model keeps one colour throughout. Published models that have no layer here are grey.
+A model keeps one colour throughout.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from mad.figures import COLORS, MARKERS, PANEL, STYLE, log_axes, save
 from mad.reproduce.compare import Comparison, ranks
 from mad.reproduce.layout import MEAN
 
-GREY, PALE = "0.65", 0.4
+PALE = 0.4
 SHORT = {
     "in_context_recall": "recall", "fuzzy_in_context_recall": "fuzzy\nrecall", "noisy_in_context_recall":
     "noisy\nrecall", "selective_copying": "copying", "compression": "compres-\nsion", "memorization": "memori-\nzation",
@@ -39,12 +39,9 @@ def write(comparison: Comparison, path: str | Path) -> None:
 
 
 def _looks(rows: Any) -> Looks:
-    """Colours for the models that we have, or could have; grey markers for the others."""
-    absent = rows.groupby("model", sort=False)["verdict"].agg(lambda verdicts: (verdicts == "no such layer").all())
-    ours = [model for model in absent.index if not absent[model]]
-    others = [model for model in absent.index if absent[model]]
-    looks = {model: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]) for i, model in enumerate(ours)}
-    return looks | {model: (GREY, MARKERS[i % len(MARKERS)]) for i, model in enumerate(others)}
+    """Colours and markers of the models; where there are more models than colours, those come again with others."""
+    models = enumerate(rows["model"].unique())
+    return {name: (COLORS[i % len(COLORS)], MARKERS[(i + i // len(COLORS)) % len(MARKERS)]) for i, name in models}
 
 
 def _lines(axes: Axes, rows: Any, looks: Looks, x: str, our_x: str) -> None:
@@ -52,13 +49,7 @@ def _lines(axes: Axes, rows: Any, looks: Looks, x: str, our_x: str) -> None:
     for model, own in rows.groupby("model", sort=False):
         color, marker = looks[model]
         theirs = own[own["published"].notna()].sort_values(x)
-        faint = color == GREY
-        axes.plot(
-            theirs[x], theirs["published"], marker=marker, color=color, mfc="none" if faint else "white",
-            ls=":" if faint else "--", lw=0.7 if faint else 1, zorder=1 if faint else 2,
-        )  # fmt: skip
-        if faint:
-            continue
+        axes.plot(theirs[x], theirs["published"], marker=marker, color=color, mfc="white", ls="--", lw=1, zorder=2)
         ours = own[own["ours"].notna()].sort_values(our_x)
         axes.plot(ours[our_x], ours["ours"], color=color, lw=1.4, alpha=PALE if _partial(ours).any() else 1, zorder=3)
         for part, alpha in ((_partial(ours), PALE), (~_partial(ours), 1.0)):
@@ -79,8 +70,7 @@ def _legend(figure: Figure, rows: Any, looks: Looks, line: bool = True) -> None:
     if _partial(rows).any():
         handles.append(Line2D([], [], color="0.2", marker="o", mew=0, alpha=PALE, ls="", label="ours, partial"))
     for model, (color, marker) in looks.items():
-        fill = "white" if color == GREY else color
-        handles.append(Line2D([], [], color=color, marker=marker, mfc=fill, ls="", label=model.replace("_", " ")))
+        handles.append(Line2D([], [], color=color, marker=marker, ls="", label=model.replace("_", " ")))
     figure.legend(handles=handles, loc="outside right center")
 
 

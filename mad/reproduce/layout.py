@@ -25,7 +25,7 @@ def _mad_table(theirs: Frame, table: Frame, scored: Frame) -> tuple[list[str], F
     labels = pd.DataFrame({"model": scored["arch"].map(names).fillna(scored["arch"]), "task": scored["task"]})
     rows = theirs.rename(columns={"architecture": "model", "compute_optimal_pile_ppl": "perplexity"})
     rows = rows.melt(["model", "perplexity"], list(MAD_SETTINGS), var_name="task", value_name="published")
-    rows["settings_expected"], rows["known"] = rows["task"].map(_settings_of), True
+    rows["settings_expected"] = rows["task"].map(_settings_of)
     order = {name: place for place, name in enumerate(theirs["architecture"])}
     return ["model", "task"], rows.sort_values("model", key=lambda c: c.map(order), kind="stable"), labels
 
@@ -39,7 +39,7 @@ def with_means(rows: Frame) -> Frame:
                 for key in ("ours", "plain", "published", "perplexity") if key in own}  # fmt: skip
         counts = {key: own[key].sum() for key in ("settings", "points", "runs")}
         departs = own["departs"].isin([True]).any()  # NaN where there is no run
-        more = {"model": model, "task": MEAN, "settings_expected": sum(map(_settings_of, MAD_SETTINGS)), "known": True}
+        more = {"model": model, "task": MEAN, "settings_expected": sum(map(_settings_of, MAD_SETTINGS))}
         found += [own, pd.DataFrame([more | mean | counts | {"departs": departs}])]
     return pd.concat(found, ignore_index=True)
 
@@ -52,14 +52,14 @@ def _based_figure2(theirs: Frame, table: Frame, scored: Frame) -> tuple[list[str
     labels = _models(table, stacks.BASED)
     labels["d_model"] = table["arch.dim"].astype("Int64").mask(labels["model"].map(stacks.by_width))
     labels["width"] = table["arch.dim"]
-    return ["model", "d_model", "knob"], _one_setting(rows, stacks.BASED), labels
+    return ["model", "d_model", "knob"], rows.assign(settings_expected=1), labels
 
 
 def _zoology_figure2(theirs: Frame, table: Frame, scored: Frame) -> tuple[list[str], Frame, Frame]:
     """Rows: a model at a length (with its number of pairs) and a width."""
     sizes = {"seq_len": "task.seq_len", "num_kv": "task.num_kv", "d_model": "arch.dim"}
     labels = _models(table, stacks.ZOOLOGY).assign(**{key: table[column].astype(int) for key, column in sizes.items()})
-    rows = _one_setting(theirs.rename(columns={"accuracy": "published"}), stacks.ZOOLOGY)
+    rows = theirs.rename(columns={"accuracy": "published"}).assign(settings_expected=1)
     return ["model", *sizes], rows, labels[["model", *sizes]]
 
 
@@ -70,10 +70,6 @@ def _models(table: Frame, models: dict[str, stacks.Model]) -> Frame:
         for stack, arch, dim in zip(table["stack"], table["arch"], table["arch.dim"], strict=True)
     ]
     return pd.DataFrame(found, columns=["model", "knob"], index=table.index)
-
-
-def _one_setting(rows: Frame, models: dict[str, stacks.Model]) -> Frame:
-    return rows.assign(settings_expected=1, known=rows["model"].isin(models))
 
 
 def _settings_of(task: str) -> int:

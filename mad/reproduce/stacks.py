@@ -47,6 +47,7 @@ BASED: dict[str, Model] = {
 ZOOLOGY: dict[str, Model] = {
     "attention": ([{"name": "attention", "rope": False}, IDENTITY] * 2, None),
     "hyena": ([HYENA, IDENTITY] * 4, None),
+    "rwkv4": ([{"name": "rwkv4"}, IDENTITY] * 4, None),
     "h3": ([{"name": "h3", "num_states": None, "head_dim": 2}, IDENTITY] * 4, None),
     "base_conv": ([CONV, IDENTITY, LONG_CONV, IDENTITY] * 2, None),
 }

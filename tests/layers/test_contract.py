@@ -27,6 +27,7 @@ EXTRA = [
     {"name": "h3", "num_states": None, "head_dim": 2},
     {"name": "delta_net", "num_heads": 1, "expand_v": 2, "kernel_size": 1},
     {"name": "rwkv7", "head_dim": 16, "decay_rank": 4, "a_rank": 2, "gate_rank": 8},
+    {"name": "rwkv6", "head_dim": 8, "mix_rank": 3, "decay_rank": 5},
     {"name": "linear_attention", "feature_map": "elu", "rope": True, "num_heads": 4},
     *(
         {"name": "linear_attention", "feature_map": name, "num_heads": 4, "normalize": name != "identity"}

@@ -10,7 +10,7 @@ import pytest
 from mad.records import Store
 from mad.reproduce import compare
 from mad.reproduce.__main__ import main
-from mad.reproduce.figures import GREY, draw
+from mad.reproduce.figures import draw
 
 
 def test_the_table_and_what_is_said_below_it(runs_of, tmp_path, capsys):
@@ -28,18 +28,11 @@ def test_the_table_and_what_is_said_below_it(runs_of, tmp_path, capsys):
     assert [cell.strip() for cell in line.strip("│").split("│")] == cells
     assert "of 43 published values 0 are reproduced within 0.03, 0 are off, 8 are partial" in shown
     assert "published, and not run yet: sliding_window (4), based (7), mamba (3), mamba2 (7), deltanet (3)" in shown
-    assert "no layer here" not in shown
     assert "recipe: train.epochs is 8, published 32" in shown and "1 runs failed" in shown
     assert "settings" not in shown.split("verdict")[0]  # one each: no column
     rows = pd.read_csv(csv)
     assert len(rows) == 43 and {"points_expected", "state_bytes", "verdict"} <= set(rows)
     assert png.read_bytes().startswith(b"\x89PNG")
-
-
-def test_models_without_a_layer_are_named(table_of, tmp_path, capsys):
-    table_of("reproduce_zoology_figure2", "arch=zoology_attention").to_csv(tmp_path / "results.csv", index=False)
-    assert main(["zoology_figure2", str(tmp_path)]) == 0
-    assert "no layer here: rwkv4 (16)" in capsys.readouterr().out
 
 
 def test_the_mad_table_says_how_the_scores_rank(mad_table, tmp_path, capsys):
@@ -114,7 +107,10 @@ def test_figures_of_recall(table_of, name, published):
         figure.draw_without_rendering()
         assert [len(markers(axes, "hollow")) for axes in figure.axes] == published
         assert sum(len(markers(axes, "filled")) for axes in figure.axes) == found.rows["ours"].notna().sum()
-        assert all(line.get_ls() == ":" for axes in figure.axes for line in axes.lines if line.get_color() == GREY)
+        looks = [
+            (line.get_color(), line.get_marker()) for line in figure.legends[0].get_lines() if line.get_color() != "0.2"
+        ]
+        assert len(looks) == len(set(looks)) == found.rows["model"].nunique()
         legend = [text.get_text() for text in figure.legends[0].get_texts()]
         assert ("ours, partial" in legend) == bool(kind) and len(legend) == len(set(legend))
 
