@@ -65,26 +65,39 @@ class BaseConv(Layer):
     """y = conv(x) * (W x + b) + x, a causal convolution gated by a linear map.
 
     Arora et al. 2023 (Zoology, arXiv 2312.04927), with the inner residual of BASED (arXiv 2402.18668). The convolution
-    is short, or with a `filter` as long as the sequence (then h conv x + x); Zoology has them in turn. State:
-    (kernel_size - 1) dim; long, dim T. FLOPs a token: 2 dim^2, and 2 kernel_size dim or 10 dim log2 T + dim.
+    is short, or with a `filter` as long as the sequence (then h conv x + x); Zoology has them in turn, and no inner
+    residual. State: (kernel_size - 1) dim; long, dim T. FLOPs a token: 2 dim^2, and 2 kernel_size dim or 10 dim log2 T
+    + dim.
 
     Args:
         kernel_size: taps of the short convolution.
         filter: of a long one in its place, "implicit", "rtf", or a mapping of the name and its options.
+        residual: add x.
     """
 
     countable = False  # the convolution is not a matmul here, and torch's counter does not see it
 
     def __init__(
-        self, dim: int, max_length: int, *, kernel_size: int = 3, filter: str | Mapping[str, Any] | None = None
+        self,
+        dim: int,
+        max_length: int,
+        *,
+        kernel_size: int = 3,
+        filter: str | Mapping[str, Any] | None = None,
+        residual: bool = True,
     ):
         super().__init__(dim, max_length)
+        self.residual = residual
         self.conv = ShortConvolution(dim, kernel_size) if filter is None else LongConvolution(dim, max_length, filter)
         self.linear = nn.Linear(dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.check_length(x)
-        return self.conv(x) * self.linear(x) + x
+        return self.gated(self.conv(x), x)
+
+    def gated(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        y = y * self.linear(x)
+        return y + x if self.residual else y
 
     def init_state(self, batch: int) -> tuple[torch.Tensor]:
         if isinstance(self.conv, LongConvolution):
@@ -93,7 +106,7 @@ class BaseConv(Layer):
 
     def step(self, x_t: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         y, past = self.conv.step(x_t, state[0])
-        return y * self.linear(x_t) + x_t, (past,)
+        return self.gated(y, x_t), (past,)
 
     def state_size(self, length: int) -> int:
         return self.conv.past_size(length)

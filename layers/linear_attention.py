@@ -48,8 +48,6 @@ class LinearAttention(Layer):
         self.head_dim = split_heads(dim, num_heads)
         self.feature_dim = self.head_dim if feature_dim is None else feature_dim
         positive(feature_dim=self.feature_dim)
-        if not isinstance(normalize, bool):
-            raise ValueError(f"normalize must be true or false, got {normalize!r}")
         if not isinstance(eps, (int, float)) or not eps >= 0:
             raise ValueError(f"eps must be a number of at least 0, got {eps!r}")
         self.rotary = Rotary(self.feature_dim, max_length) if rope else None

@@ -71,10 +71,12 @@ class Registry:
         """Build `name` with positional `args` and keyword `options`.
 
         Raises:
-            ValueError: the name or an option is unknown, or the class refuses a value.
+            ValueError: the name or an option is unknown, a switch is neither on nor off, or the class refuses a value.
         """
         cls, known = self.get(name), self.options(name)
-        for option in options:
+        for option, value in options.items():
             if option not in known:
                 raise unknown(f"option of {self.noun} {name!r}:", option, known)
+            if isinstance(known[option], bool) and not isinstance(value, bool):  # "no" would count as true
+                raise ValueError(f"{self.noun} {name!r}: {option} must be true or false, got {value!r}")
         return cls(*args, **options)

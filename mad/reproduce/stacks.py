@@ -8,8 +8,9 @@ HYENA = {
     "name": "hyena", "expansion": 1, "proj_groups": 1, "filter_order": 64,
     "filter": {"name": "implicit", "sine_frequency": 1.0},
 }  # fmt: skip
-LONG_CONV = {"name": "base_conv", "filter": {"name": "implicit", "filter_order": 16, "sine_frequency": 1.0}}
 CONV, IDENTITY = {"name": "base_conv"}, {"name": "identity"}
+BARE = {"name": "base_conv", "residual": False}
+LONG_CONV = BARE | {"filter": {"name": "implicit", "filter_order": 16, "sine_frequency": 1.0}}
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ ZOOLOGY: dict[str, Model] = {
     "hyena": ([HYENA, IDENTITY] * 4, None),
     "rwkv4": ([{"name": "rwkv4"}, IDENTITY] * 4, None),
     "h3": ([{"name": "h3", "num_states": None, "head_dim": 2}, IDENTITY] * 4, None),
-    "base_conv": ([CONV, IDENTITY, LONG_CONV, IDENTITY] * 2, None),
+    "base_conv": ([BARE, IDENTITY, LONG_CONV, IDENTITY] * 2, None),
 }
 
 

@@ -44,8 +44,6 @@ class MQAR(Task):
         test_segments: Sequence[Sequence[int]] | None = None,
     ):
         number(power=power)
-        if not isinstance(random_filler, bool):
-            raise ValueError(f"random_filler={random_filler!r} must be true or false")
         super().__init__(vocab_size=vocab_size, seq_len=seq_len)
         self.num_kv, self.power, self.random_filler = (num_kv, float(power), random_filler)
         self.segments = _plain("segments", segments)

@@ -17,6 +17,7 @@ DIM, LENGTH = 64, 33
 EXTRA = [
     {"name": "hyena", "filter": {"name": "rtf", "init": "montel"}},
     {"name": "base_conv", "filter": {"name": "implicit", "filter_order": 16, "sine_frequency": 1.0}},
+    {"name": "base_conv", "residual": False},
     {"name": "rtf", "init": "xavier", "constraint": "l1_montel", "num_a": 4},
     {"name": "attention", "rope": False},
     {"name": "sliding_attention", "window": 5},
@@ -148,6 +149,17 @@ def test_autocast(spec):
 def test_an_unknown_option_is_refused(name):
     with pytest.raises(ValueError, match=f"unknown option of layer '{name}': 'no_such_option'"):
         layers.build({"name": name, "no_such_option": 1}, DIM, LENGTH)
+
+
+SWITCHES = [
+    (name, o) for name in layers.names() for o, value in layers.options(name).items() if isinstance(value, bool)
+]
+
+
+@pytest.mark.parametrize("name, option", SWITCHES)
+def test_a_switch_is_on_or_off(name, option):
+    with pytest.raises(ValueError, match=f"^layer '{name}': {option} must be true or false, got 'no'"):
+        layers.build({"name": name, option: "no"}, DIM, LENGTH)
 
 
 @pytest.mark.parametrize("name", layers.names())

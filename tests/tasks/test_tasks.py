@@ -179,7 +179,7 @@ BAD = [
     ("noisy_in_context_recall", {"frac_noise": float("nan")}, "frac_noise=nan"),
     ("compression", {"vocab_size": "16"}, "vocab_size='16' must be a whole number"),
     ("mqar", {"power": "steep"}, "power='steep'"),
-    ("mqar", {"random_filler": 1}, "random_filler=1"),
+    ("mqar", {"random_filler": 1}, "task 'mqar': random_filler must be true or false, got 1"),
     ("mqar", {"segments": [[64, 4]]}, "segments=.*seq_len, num_kv, examples"),
     ("mqar", {"segments": []}, "segments="),
     ("mqar", {"test_segments": 64}, "test_segments=64"),
