@@ -66,7 +66,7 @@ def shared(x, d, t, L):
 
 @triton.jit
 def add(row, x, before, inside):
-    """Store x (BT,), added to what the same threads stored there, if they did `before`."""
+    """Store x (BT,), added to what the program stored there, if it did `before`, and has met a barrier since."""
     tl.store(row, x + tl.load(row, mask=inside & (before > 0), other=0.0), mask=inside)
 
 
@@ -136,7 +136,8 @@ def backward_kernel(
         live = d < D
         sums = tl.zeros((BD, 1), tl.float32)
         for k in range(0, chunks):
-            tl.debug_barrier()  # gradients at the start of the chunk after were stored by other threads of this warp
+            # other threads of this warp stored gradients at the start of the chunk after, and sums of the blocks before
+            tl.debug_barrier()
             chunk = tl.cast(chunks - 1 - k, tl.int64)
             at = chunk * D * N + d * N
             start = (chunks - 1 - k) * BT
