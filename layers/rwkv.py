@@ -45,7 +45,8 @@ class RWKV4(Layer):
     v = 1; r, k and v linear maps of the mixed x, decays w = exp(-exp(w_0)) a channel.
 
     Peng et al. 2023 (arXiv 2305.13048); attention whose scores depend on the key and its distance alone. Keys are kept
-    within +-60, where the official code subtracts a running maximum from the exponents. State: a, b and the last input,
+    within +-60, beyond which they are equal and have no gradient; the official code subtracts a running maximum from
+    the exponents. State: a, b and the last input,
     3 dim. FLOPs a token: 8 dim^2 + 10 dim.
     """
 
@@ -65,7 +66,7 @@ class RWKV4(Layer):
 
     def read(self, r: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sums: Any) -> torch.Tensor:
         """With the sums over the tokens before: (B, T, dim)."""
-        own = (k + self.bonus).exp()
+        own = (k + self.bonus).clamp(-LARGEST - 20, LARGEST + 20).exp()
         return self.out(r * ((sums[0] + own * v) / (sums[1] + own)).to(r.dtype))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -79,8 +80,8 @@ class RWKV4(Layer):
 
     def init_state(self, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The last input, a and b, each (B, dim)."""
-        last = self.zeros(batch, self.dim)
-        return last, kernels.wide(last), kernels.wide(last)
+        last, *sums = (self.zeros(batch, self.dim) for _ in range(3))
+        return last, *map(kernels.wide, sums)
 
     def step(self, x_t: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         last, *sums = state
@@ -117,7 +118,7 @@ class RWKV5(Layer):
         self.mix = new_mix(dim, 0.5, 1.0, 1.0, 0.5)  # of r, k, v, g
         self.decay = new_decay(dim, -6.0, -1.0)
         self.bonus = nn.Parameter(zigzag(dim, 0.1))
-        self.norm = nn.GroupNorm(self.num_heads, dim, eps=64e-5)
+        self.norm_weight, self.norm_bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
 
     def mixed(self, x: torch.Tensor, past: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """x, inputs one token before (B, T, dim) -> the inputs of r, k, v and g, and w_0, (B, T, dim) or (dim,)."""
@@ -133,8 +134,9 @@ class RWKV5(Layer):
     def read(self, y: torch.Tensor, r: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
         """What the state before says (B, H, T, d) -> (B, T, dim)."""
         weight = kernels.wide(r) * k * self.bonus.view(self.num_heads, 1, -1)
-        y = (kernels.wide(y) + weight.sum(-1, keepdim=True) * v).transpose(1, 2).flatten(2)  # (B, T, dim)
-        return self.out((self.norm(y.flatten(0, 1)).view_as(y) * g).to(g.dtype))
+        y = F.layer_norm(kernels.wide(y) + weight.sum(-1, keepdim=True) * v, (self.head_dim,), eps=64e-5)
+        y = y.transpose(1, 2).flatten(2) * self.norm_weight + self.norm_bias  # (B, T, dim)
+        return self.out((y * g).to(g.dtype))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.check_length(x)
@@ -153,7 +155,7 @@ class RWKV5(Layer):
         last, held = state
         r, k, v, decay, g = self.heads(x_t.unsqueeze(1), last.unsqueeze(1))  # one token
         y = self.read(r.to(held.dtype) @ held, r, k, v, g).squeeze(1)
-        return y, (x_t, decay.exp().mT * held + k.mT * v)
+        return y, (x_t, decay.exp().mT * held + k.mT.to(held.dtype) * v)
 
     def state_size(self, length: int) -> int:
         return self.dim * (self.head_dim + 1)
@@ -205,8 +207,8 @@ def small(*shape: int) -> nn.Parameter:
 class RWKVChannel(Layer):
     """y = sigmoid(W_r x_r) * W_v relu(W_k x_k)^2, x_r and x_k mixed with the token before.
 
-    The channel mixing of RWKV-4, 5 and 6 (Peng et al. 2023, arXiv 2305.13048); width 4 dim. State: the last input, dim.
-    FLOPs a token: 4 dim width + 2 dim^2.
+    The channel mixing of RWKV-4 to 6 (Peng et al. 2023, arXiv 2305.13048); width 4 dim, the MAD
+    protocol's. State: the last input, dim. FLOPs a token: 4 dim width + 2 dim^2.
     """
 
     def __init__(self, dim: int, max_length: int, *, width: int | None = None):

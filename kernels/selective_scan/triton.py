@@ -30,8 +30,6 @@ import triton.language as tl
 
 from kernels.tiles import LOG2E, bucket, grid
 
-REGISTERS = 200  # a thread of the backward pass, for ten warps an SM; left alone, ptxas wants twelve and spills
-
 
 @triton.jit
 def after(a0, b0, a1, b1):
@@ -108,7 +106,7 @@ def forward_kernel(
             w += tl.where(i == 0, decay * h, 0.0)
             _, h = tl.associative_scan((decay, w), 1, after)
             out += h * shared(c + batch * c_b + n * c_n, d, t, L)
-            tl.store(at + D * N + n + i * 0, h, mask=live & (i == BT - 1))
+            tl.store(at + D * N + n, tl.sum(tl.where(i == BT - 1, h, 0.0), 1)[:, None], mask=live)
         if GATE:
             z = tokens(gate + batch * g_b, d, t, D, L, g_d)
             out *= z / (1 + tl.exp(-z))
@@ -164,7 +162,7 @@ def backward_kernel(
                 dh = g * cn + tl.where(i == BT - 1, later, 0.0)
                 one = tl.full((BD, BT), 1.0, tl.float32)
                 _, dh, _ = tl.associative_scan((one, dh, decay), 1, after_and_scale, reverse=True)
-                tl.store(carried + at + n + i * 0, decay * dh, mask=live & (i == 0))
+                tl.store(carried + at + n, tl.sum(tl.where(i == 0, decay * dh, 0.0), 1)[:, None], mask=live)
                 hn = p + dtu * bn
                 if GATE:
                     y += cn * hn
@@ -203,8 +201,8 @@ def blocks(channels: int, length: int) -> dict[str, int]:
 
 def blocks_each(batch: int, blocks: int, length: int, states: int) -> int:
     """How many blocks of channels a program of the backward pass takes: as many as leave the card enough programs, and
-    so many that db and dc, which each program has of its own, stay within 2^26 elements."""
-    most = min(-(-4096 // batch), max(1, 2**26 // (batch * 2 * states * length)))  # programs a sequence
+    so many that db and dc, which each program has of its own, stay within 2^28 elements."""
+    most = min(-(-4096 // batch), max(1, 2**28 // (batch * 2 * states * length)))  # programs a sequence
     return triton.cdiv(blocks, most)
 
 
@@ -265,6 +263,7 @@ def gradients(
     programs = grid(triton.cdiv(channels, sizes["BD"] * each), batch)
     du, ddt = torch.empty_like(u), torch.empty_like(dt)
     dgate = u.new_empty(0) if gate is None else torch.empty_like(gate)
+    registers = 224 if u.dtype == torch.float32 else 200  # for 9 or 10 warps an SM; ptxas alone wants 12, and spills
     carried = torch.empty_like(states)
     carried[:, -1] = dlast
     da = torch.empty_like(states[:, 1:])
@@ -274,7 +273,7 @@ def gradients(
         u, dt, a, b, c, skip, gate, states, dy, du, ddt, dgate, carried, da, dbc, dskip,
         channels, length, a.shape[1], each,
         *strides(u, dt, b, c, u if gate is None else gate, dy, du, ddt, u if gate is None else dgate),
-        SKIP=skip is not None, GATE=gate is not None, maxnreg=REGISTERS, **sizes,
+        SKIP=skip is not None, GATE=gate is not None, maxnreg=registers, **sizes,
     )  # fmt: skip
     return [du, ddt, da.sum((0, 1)), dbc.sum(1), dskip.sum(0), dgate, carried[:, 0].clone()]
 

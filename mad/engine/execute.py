@@ -114,7 +114,6 @@ def execute(
     finally:
         summary.seconds = time.perf_counter() - began
         desk.rescue()
-        claims.clear(store.done)  # again: a silent owner on another machine is known by now
         if summary.executed or summary.elsewhere or not (store.folder / "results.csv").exists():
             try:
                 store.write_csv()

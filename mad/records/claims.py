@@ -110,11 +110,12 @@ class Claims:
         """Remove what was left by owners that died after writing a record, before giving its claim back.
 
         Args:
-            recorded: whether the run of an id has its result. No one begins such a run, whatever claims there are.
+            recorded: whether the run of an id has its result. No one begins such a run, whatever claims there are, and
+                an owner that lives is about to give its own back: so none of them is needed.
         """
-        for path in _newest(self.folder):
-            with contextlib.suppress(OSError, ValueError):
-                if recorded(path.stem) and self._stale(path):
+        with contextlib.suppress(OSError, ValueError):  # it is but tidying up
+            for path in _newest(self.folder):
+                if recorded(path.stem):
                     self._unlink(path)
 
     def all(self) -> list[Claim]:

@@ -79,7 +79,7 @@ def test_how_many_blocks_a_program_takes():
 
     assert blocks_each(128, 128, 128, 16) == 4  # 4,096 programs
     assert blocks_each(1, 512, 128, 16) == 1
-    assert blocks_each(1, 512, 32768, 16) == 8  # of 512 x 2 x 16 x 32,768 partial sums an eighth
+    assert blocks_each(1, 512, 32768, 16) == 2  # of 512 x 2 x 16 x 32,768 partial sums half
     assert blocks_each(65535, 3, 16, 4) == 3 and blocks_each(1, 4, 2**27, 16) == 4  # one program a sequence
 
 

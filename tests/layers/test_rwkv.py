@@ -62,7 +62,7 @@ def matrix(layer, x, width):
             states[n] = w[at, None] * states[n] + torch.outer(k[at], v[at])
             found = found / 8  # as the published code, whose norm then has eps 1e-5
             centred = found - found.mean()
-            y[at] = centred / (centred.square().mean() + 1e-5).sqrt() * p["norm.weight"][at] + p["norm.bias"][at]
+            y[at] = centred / (centred.square().mean() + 1e-5).sqrt() * p["norm_weight"][at] + p["norm_bias"][at]
         outputs.append(p["out.weight"] @ (y * g * sigmoid(g)))
         before = x_t
     return torch.stack(outputs)
@@ -97,14 +97,16 @@ def test_keys_that_would_overflow():
     x = torch.randn(1, 20, 8, requires_grad=True)
     with torch.no_grad():
         layer.k.weight *= 500  # exponents far beyond what fp32 holds
+        layer.bonus[:2] = torch.tensor([-90.0, 90.0])
     y = layer(x)
     y.square().sum().backward()
-    assert y.isfinite().all() and x.grad is not None and x.grad.isfinite().all()
+    assert y.isfinite().all() and all(leaf.grad.isfinite().all() for leaf in (x, *layer.parameters()))
 
 
 @pytest.mark.parametrize(
     "name, params, state, flops",
     [
+        ("rwkv4", 4 * 128**2 + 5 * 128, 3 * 128, 8 * 128**2 + 10 * 128),
         ("rwkv5", 82_944, 2_048 + 128, 163_840 + 10_240),
         ("rwkv6", 140_544, 2_048 + 128, 163_840 + 10_240 + 81_920 + 32_768),
         ("rwkv_channel", 147_712, 128, 294_912),
