@@ -80,8 +80,8 @@ class RWKV4(Layer):
 
     def init_state(self, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The last input, a and b, each (B, dim)."""
-        last, *sums = (self.zeros(batch, self.dim) for _ in range(3))
-        return last, *map(kernels.wide, sums)
+        last, a, b = (self.zeros(batch, self.dim) for _ in range(3))
+        return last, kernels.wide(a), kernels.wide(b)
 
     def step(self, x_t: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         last, *sums = state

@@ -144,7 +144,7 @@ PUBLISHED = {
         departures=(
             ATTENTION_DROPOUT,
             "H3: its output map is drawn with a deviation of 0.02 there, here less, as an output map",
-            "RWKV-4: each layer has the official code's initial values of a first layer, there they change over twelve, "
+            "RWKV-4: each layer has the official code's initial values of a first layer, there changing over twelve, "
             "and linear maps keep torch's own, being TorchScript; ours are drawn as the other models'",
         ),
     ),
