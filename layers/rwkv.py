@@ -1,7 +1,7 @@
 """RWKV-4, 5 and 6: time mixing whose state decays channel by channel, and their channel mixing.
 
-All mix the token before into x, x + mu * (x[t-1] - x), with a mu of its own for each map, and all read a state that the
-token itself has not yet entered: it counts with a bonus u of its own. Initial values are those of the official code's
+All mix the token before into x (layers/token_shift.py), and all read a state that the token itself has not yet entered:
+it counts with a bonus u of its own. Initial values are those of the official code's
 first layer, but for linear maps, which are drawn as everywhere here. RWKV-7 is in a file of its own.
 """
 
@@ -14,19 +14,9 @@ from torch import nn
 import kernels
 import layers
 from layers.base import Layer, positive, split_heads
+from layers.token_shift import before, mixed, new_mix
 
 LARGEST = 60.0  # of RWKV-4's keys, whose exponentials are added up
-
-
-def before(x: torch.Tensor) -> torch.Tensor:
-    """The inputs one token before, zeros before the first: (B, T, ...) -> (B, T, ...)."""
-    return F.pad(x[:, :-1], (0, 0) * (x.dim() - 2) + (1, 0))
-
-
-def new_mix(dim: int, *powers: float) -> nn.Parameter:
-    """Shares of the token before: over the channels from 1 down to 0, a row for each power."""
-    share = torch.arange(dim) / dim
-    return nn.Parameter(torch.stack([1 - share**power for power in powers]))
 
 
 def new_decay(dim: int, low: float, high: float) -> nn.Parameter:
@@ -46,8 +36,7 @@ class RWKV4(Layer):
 
     Peng et al. 2023 (arXiv 2305.13048); attention whose scores depend on the key and its distance alone. Keys are kept
     within +-60, beyond which they are equal and have no gradient; the official code subtracts a running maximum from
-    the exponents. State: a, b and the last input,
-    3 dim. FLOPs a token: 8 dim^2 + 10 dim.
+    the exponents. State: a, b and the last input, 3 dim. FLOPs a token: 8 dim^2 + 10 dim.
     """
 
     countable = False  # the sums are no matrix products
@@ -61,7 +50,7 @@ class RWKV4(Layer):
 
     def streams(self, x: torch.Tensor, past: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """x, inputs one token before (B, T, dim) -> sigmoid(r), and at least in fp32 k and v (B, T, dim)."""
-        r, k, v = (x + (past - x) * self.mix.view(3, 1, 1, -1)).unbind(0)
+        r, k, v = mixed(x, past, self.mix)
         return self.r(r).sigmoid(), kernels.wide(self.k(k)).clamp(-LARGEST, LARGEST), kernels.wide(self.v(v))
 
     def read(self, r: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sums: Any) -> torch.Tensor:
@@ -75,8 +64,8 @@ class RWKV4(Layer):
         weight = k.exp()
         u = torch.cat([weight * v, weight], -1).transpose(1, 2)  # (B, 2 dim, T)
         one = torch.ones_like(u[:, :1])  # every token a step of 1, written and read as it is
-        sums = kernels.selective_scan(u, torch.ones_like(u), -self.decay.exp().repeat(2).unsqueeze(-1), one, one)
-        return self.read(r, k, v, before(sums.transpose(1, 2)).chunk(2, -1))
+        sums = kernels.selective_scan(u, one.expand_as(u), -self.decay.exp().repeat(2).unsqueeze(-1), one, one)
+        return self.read(r, k, v, before(sums.mT).chunk(2, -1))
 
     def init_state(self, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The last input, a and b, each (B, dim)."""
@@ -110,23 +99,24 @@ class RWKV5(Layer):
     """
 
     countable = False  # chunks cost differently; `flops` is the recurrence's
+    powers = 0.5, 1.0, 1.0, 0.5  # how fast the shares of the token before fall over channels: r, k, v, g
 
     def __init__(self, dim: int, max_length: int, *, head_dim: int = 16):
         super().__init__(dim, max_length)
         self.head_dim, self.num_heads = head_dim, split_heads(dim, head_dim, option="head_dim")
         self.r, self.k, self.v, self.g, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(5))
-        self.mix = new_mix(dim, 0.5, 1.0, 1.0, 0.5)  # of r, k, v, g
+        self.mix = new_mix(dim, *self.powers)
         self.decay = new_decay(dim, -6.0, -1.0)
         self.bonus = nn.Parameter(zigzag(dim, 0.1))
         self.norm_weight, self.norm_bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
 
-    def mixed(self, x: torch.Tensor, past: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def shifted(self, x: torch.Tensor, past: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """x, inputs one token before (B, T, dim) -> the inputs of r, k, v and g, and w_0, (B, T, dim) or (dim,)."""
-        return *(x + (past - x) * self.mix.view(4, 1, 1, -1)).unbind(0), self.decay
+        return *mixed(x, past, self.mix), self.decay
 
     def heads(self, x: torch.Tensor, past: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """-> r, k, v and log w (B, H, T, d), the last at least fp32; the gate (B, T, dim)."""
-        r, k, v, g, decay = self.mixed(x, past)
+        r, k, v, g, decay = self.shifted(x, past)
         decay = -kernels.wide(decay).exp().expand(x.shape)
         parts = self.r(r), self.k(k), self.v(v), decay
         return *(t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in parts), F.silu(self.g(g))
@@ -144,7 +134,7 @@ class RWKV5(Layer):
         # the state before a token: what the token before would read, asked with this one's r
         asked = F.pad(r[:, :, 1:], (0, 0, 0, 1))
         y = kernels.linear_attention(asked, k, v, decay=decay, normalize=False)
-        return self.read(F.pad(y[:, :, :-1], (0, 0, 1, 0)), r, k, v, g)
+        return self.read(before(y), r, k, v, g)
 
     def init_state(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The last input (B, dim), and S (B, H, d, d)."""
@@ -178,16 +168,17 @@ class RWKV6(RWKV5):
         mix_rank, decay_rank: of the maps to the shares, and to the decays.
     """
 
+    powers = *RWKV5.powers, 1.0  # and of w
+
     def __init__(self, dim: int, max_length: int, *, head_dim: int = 16, mix_rank: int = 32, decay_rank: int = 64):
         super().__init__(dim, max_length, head_dim=head_dim)
         positive(mix_rank=mix_rank, decay_rank=decay_rank)
         self.ranks = mix_rank, decay_rank
-        self.mix = new_mix(dim, 0.5, 1.0, 1.0, 0.5, 1.0)  # of r, k, v, g, w
         self.mix_all = new_mix(dim, 1.0)
         self.mix_down, self.mix_up = small(dim, 5 * mix_rank), small(5, mix_rank, dim)
         self.decay_down, self.decay_up = small(dim, decay_rank), small(decay_rank, dim)
 
-    def mixed(self, x: torch.Tensor, past: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def shifted(self, x: torch.Tensor, past: torch.Tensor) -> tuple[torch.Tensor, ...]:
         change = past - x
         found = ((x + change * self.mix_all) @ self.mix_down).tanh().unflatten(-1, (5, -1))  # (B, T, 5, rank)
         shares = torch.einsum("btmr,mrd->mbtd", found, self.mix_up) + self.mix.view(5, 1, 1, -1)
@@ -224,7 +215,7 @@ class RWKVChannel(Layer):
         return self.mapped(x, before(x))
 
     def mapped(self, x: torch.Tensor, past: torch.Tensor) -> torch.Tensor:
-        r, k = (x + (past - x) * self.mix.view(2, 1, 1, -1)).unbind(0)
+        r, k = mixed(x, past, self.mix)
         return self.r(r).sigmoid() * self.down(self.k(k).relu().square())
 
     def init_state(self, batch: int) -> tuple[torch.Tensor]:

@@ -10,6 +10,7 @@ from torch import nn
 import kernels
 import layers
 from layers.base import Layer, positive, split_heads
+from layers.token_shift import before, mixed, new_mix
 
 SHIFTS = 0.2, 0.9, 0.7, 0.7, 0.9, 0.2  # of r, w, k, v, a, g: how fast the share of the token before falls over channels
 
@@ -64,8 +65,7 @@ class RWKV7(Layer):
         place = torch.linspace(-0.5, 0.5, dim)  # of a channel among all, and within its head
         within = torch.linspace(-1, 1, self.head_dim).repeat(self.num_heads)
         within = within * within.abs()
-        share = torch.arange(dim) / dim
-        self.mix = nn.Parameter(torch.stack([1 - share**power for power in SHIFTS]))
+        self.mix = new_mix(dim, *SHIFTS)
         self.decay_bias = nn.Parameter(6 * place - 2.5 + 2.5 * within)
         self.rate_bias = nn.Parameter(0.4 * place - 0.19 + 0.3 * within)
         self.find = nn.Parameter(0.71 - 0.1 * place)  # c
@@ -73,10 +73,10 @@ class RWKV7(Layer):
         self.bonus = nn.Parameter(torch.full((dim,), -0.04))  # u
         self.norm_weight, self.norm_bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
 
-    def heads(self, x: torch.Tensor, before: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def heads(self, x: torch.Tensor, past: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """x and the inputs one token before (B, T, dim) -> r, k, v, -kappa, kappa alpha (B, H, T, d) and log w, at
         least fp32; g (B, T, dim)."""
-        r, w, k, v, a, g = (x + (before - x) * self.mix.view(6, 1, 1, -1)).unbind(0)
+        r, w, k, v, a, g = mixed(x, past, self.mix)
         r, k, v = self.r(r), self.k(k), self.v(v)
         decay = -math.exp(-0.5) * torch.sigmoid(kernels.wide(self.decay(w)) + self.decay_bias)
         rate = torch.sigmoid(kernels.wide(self.rate(a)) + self.rate_bias)
@@ -96,7 +96,7 @@ class RWKV7(Layer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.check_length(x)
-        r, k, v, a, b, decay, g = self.heads(x, F.pad(x[:, :-1], (0, 0, 1, 0)))
+        r, k, v, a, b, decay, g = self.heads(x, before(x))
         return self.read(kernels.dplr_delta_rule(r, k, v, a, b, decay), r, k, v, g)
 
     def init_state(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:

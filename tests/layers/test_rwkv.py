@@ -9,13 +9,13 @@ import torch.nn.functional as F
 import layers
 
 
-def built(spec, dim, scale=0.3):
+def built(spec, dim):
     """With parameters away from their initial values, where shares and decays hardly depend on the token."""
     torch.manual_seed(0)
     layer = layers.build(spec, dim, 20).double()
     with torch.no_grad():
         for p in layer.parameters():
-            p += scale * torch.randn_like(p)
+            p += 0.3 * torch.randn_like(p)
     return layer
 
 
