@@ -3,7 +3,7 @@
 A cases module holds
     SHAPES      list of dicts: the shapes of the published benchmark and of our own tasks, which `kernels.bench` times
     CONFIGS     list of dicts: small shapes that together reach every configuration the kernel's rules can choose,
-                the most demanding first, the smallest last
+                the most demanding first
     tensors(shape, dtype, device) -> dict of the function's tensors, N(0, 1)-sized
     work(shape, size, backward) -> Work: what must at least be moved and computed (size: bytes per element)
     rivals() -> dict of name -> function with the kernel's signature, the strongest stock alternatives; or of name ->
@@ -49,6 +49,11 @@ def load(name: str) -> ModuleType:
     if name not in names():
         raise unknown("kernel", name, names())
     return importlib.import_module(f"kernels.{name}.cases")
+
+
+def smallest(module: ModuleType) -> dict[str, Any]:
+    """The one of a kernel's CONFIGS that moves the fewest bytes: what an interpreter can still run."""
+    return min(module.CONFIGS, key=lambda shape: module.work(shape, 4, False).bytes)
 
 
 def installed(package: str) -> bool:

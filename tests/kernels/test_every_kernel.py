@@ -16,7 +16,7 @@ HERE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def inputs(module, dtype=torch.float32):
     torch.manual_seed(0)
-    return module.tensors(module.CONFIGS[-1], dtype, HERE)
+    return module.tensors(cases.smallest(module), dtype, HERE)
 
 
 @pytest.fixture(params=cases.names())
@@ -83,7 +83,7 @@ def test_grids_hold_more_sequences_than_one_axis_does(module, monkeypatch):
     grids = []
     monkeypatch.setattr(InterpretedFunction, "run", lambda self, *args, grid, **options: grids.append(grid))
     many = {"B": 2200, "H": 32, "Hq": 32, "Hkv": 32, "T": 4, "L": 4}
-    shape = {key: many.get(key, value) for key, value in module.CONFIGS[-1].items()}
+    shape = {key: many.get(key, value) for key, value in cases.smallest(module).items()}
     tensors = module.tensors(shape, torch.float32, HERE)
     leaves = cases.leaves(tensors) if getattr(module, "BACKWARD", True) else []
     outputs = tree_leaves(cases.call(module, tensors, "triton"))
