@@ -26,7 +26,8 @@ from mad.engine.base import (
 from mad.engine.process import LaneWorker, Worker
 from mad.records import Record
 
-PRELOAD = ["mad.training"]  # imported once, in the server that workers are forked from
+# imported once, in the server that workers are forked from; the latter torch's optimisers would, in their first step
+PRELOAD = ["mad.training", "torch._dynamo"]
 
 
 @registry.register("local")

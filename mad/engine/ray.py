@@ -146,6 +146,8 @@ class Actor:
 
         torch.set_num_threads(1)  # the other cores belong to the other actors
         if work is None:
+            import torch._dynamo  # what an optimiser imports in its first step
+
             import mad.training  # noqa: F401 - now, not in the time of the first run
         self.work, self.checkpoints, self.retry_on = work, checkpoints, retry_on
 

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import _dynamo
-from torch._dynamo.exc import TorchDynamoException
 
 from mad.models.stack import residual
 
@@ -32,7 +30,7 @@ def compile_layers(model: Any) -> None:
 
 @functools.cache
 def _residual() -> Any:
-    settings = _dynamo.config
+    settings = torch._dynamo.config
     settings.recompile_limit = max(settings.recompile_limit, VERSIONS)
     settings.accumulated_recompile_limit = max(settings.accumulated_recompile_limit, VERSIONS)
     warnings.filterwarnings("ignore", message=r"\s*Online softmax is disabled")  # nothing a user could change
@@ -41,6 +39,8 @@ def _residual() -> Any:
 
 def _or_plain(compiled: Any, plain: Any, kind: Callable[..., type]) -> Any:
     """`compiled`, and where that fails for a kind of module `plain`, from then on."""
+    from torch._dynamo.exc import TorchDynamoException  # not before: half of the time that a command takes to start
+
     refused: set[type] = set()
 
     def run(*given: Any) -> torch.Tensor:

@@ -13,6 +13,12 @@ def place(device: str, dtype: torch.dtype):
     return pytest.param({"device": device, "dtype": dtype}, id=f"{device}-{dtype}".replace("torch.", ""), marks=marks)
 
 
+@pytest.fixture(params=[place("cpu", torch.float16), place("cuda", torch.bfloat16)])
+def half(request) -> dict:
+    """As `where`, for what is done to two bytes an element alone."""
+    return request.param
+
+
 @pytest.fixture(
     params=[
         place("cpu", torch.float32),

@@ -59,32 +59,52 @@ def test_a_bias_in_any_layout(where):
     assert torch.allclose(y, kernels.short_conv(**given, backend="torch"), atol=1e-5)
 
 
+LAYOUTS = {"channels first": (1, 0, 2), "batch first": (0, 1, 2), "channels last": (0, 2, 1)}
+
+
+def laid_out(stored, repeats, *shape_and_width):
+    *shape, width = shape_and_width
+    torch.manual_seed(3)
+    axes, outputs = LAYOUTS[stored], repeats * shape[1]
+    u = torch.randn([shape[i] for i in axes]).double().permute([axes.index(i) for i in range(3)])
+    return {"u": u, "w": torch.randn(outputs, width).double(), "bias": torch.randn(outputs).double()}
+
+
+@pytest.mark.parametrize("stored", LAYOUTS)
+@pytest.mark.parametrize("repeats", [1, 2, 4])
+def test_any_layout(where, repeats, stored):
+    verify(kernels.short_conv, oracle, laid_out(stored, repeats, 4, 2, 20, 5), activation="silu", **where)
+
+
 @pytest.mark.parametrize(
     "batch, channels, length, width, activation",
     [
         (4, 2, 63, 5, None),
-        (4, 2, 20, 5, "silu"),
         (8, 1, 130, 3, "silu"),
         (4, 3, 4, 4, "gelu"),
         (4, 1, 7, 2, None),
         (4, 2, 5, 1, "silu"),
     ],
 )
-@pytest.mark.parametrize("stored", ["channels first", "batch first", "channels last"])
+@pytest.mark.parametrize("stored", LAYOUTS)
 @pytest.mark.parametrize("repeats", [1, 2, 4])
-def test_four_tokens_a_word(where, repeats, stored, batch, channels, length, width, activation):
+def test_four_tokens_a_word(half, repeats, stored, batch, channels, length, width, activation):
     """Sequences that start within a word, or fill whole words, or do neither."""
-    torch.manual_seed(3)
-    axes = {"channels first": (1, 0, 2), "batch first": (0, 1, 2), "channels last": (0, 2, 1)}[stored]
-    shape = batch, channels, length
-    u = torch.randn([shape[i] for i in axes]).double().permute([axes.index(i) for i in range(3)])
-    outputs = repeats * channels
-    given = {"u": u, "w": torch.randn(outputs, width).double(), "bias": torch.randn(outputs).double()}
-    verify(kernels.short_conv, oracle, given, activation=activation, **where)
+    given = laid_out(stored, repeats, batch, channels, length, width)
+    verify(kernels.short_conv, oracle, given, activation=activation, **half)
 
 
-@pytest.mark.parametrize("channels, repeats, streams", [(3, 4, 3), (6, 1, 3), (4, 3, 2), (4, 4, 1), (2, 3, 3)])
-@pytest.mark.parametrize("length, width", [(20, 3), (7, 5), (9, 6)])
+@pytest.mark.parametrize(
+    "channels, repeats, streams, length, width",
+    [
+        (3, 4, 3, 20, 3),
+        (6, 1, 3, 7, 5),
+        (4, 3, 2, 20, 3),
+        (4, 3, 2, 9, 6),
+        (4, 4, 1, 7, 5),
+        (2, 3, 3, 9, 6),
+    ],
+)
 def test_streams_are_parts_of_the_outputs(where, channels, repeats, streams, length, width):
     """Also where a part begins within the channels."""
     torch.manual_seed(4)
@@ -98,8 +118,9 @@ def test_streams_are_parts_of_the_outputs(where, channels, repeats, streams, len
     verify(kernels.short_conv_streams, parts, given, streams=streams, activation="silu", **where)
 
 
-@pytest.mark.parametrize("batch, length", [(3, 20), (4, 9), (4, 127)])
-@pytest.mark.parametrize("repeats", [1, 2, 4])
+@pytest.mark.parametrize(
+    "batch, length, repeats", [(3, 20, 1), (3, 20, 2), (3, 20, 4), (4, 9, 1), (4, 9, 2), (4, 9, 4), (4, 127, 2)]
+)
 def test_streams_as_training_has_them(batch, length, repeats):
     """Half precision, channel by channel in memory, the gradients too: whole words, and one launch for all streams."""
     from kernels.short_conv import triton, words

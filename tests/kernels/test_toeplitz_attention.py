@@ -47,7 +47,7 @@ def test_equals_the_sum_over_pairs(where, batch, h, length, d, dv, taps, channel
     verify(toeplitz_attention, oracle, inputs(batch, h, length, d, dv, taps, channel_first), wide=("taps",), **where)
 
 
-@pytest.mark.parametrize("batch, length", [(5, 150), (8, 150), (8, 64)])
+@pytest.mark.parametrize("batch, length", [(5, 150), (8, 64)])
 def test_several_batch_rows_a_program(where, batch, length, monkeypatch):
     """Four, as bf16 alone has them by itself."""
     from kernels.toeplitz_attention import triton
@@ -55,7 +55,7 @@ def test_several_batch_rows_a_program(where, batch, length, monkeypatch):
     tiling = triton.tiling
     monkeypatch.setattr(triton, "tiling", lambda *shape: tiling(*shape) | {"ROWS": 4})
     monkeypatch.setattr(triton, "PROGRAMS", 1)
-    verify(toeplitz_attention, oracle, inputs(batch, 2, length, 16, 16, 90, True), wide=("taps",), **where)
+    verify(toeplitz_attention, oracle, inputs(batch, 1, length, 16, 16, 90, True), wide=("taps",), **where)
 
 
 @pytest.mark.parametrize("batch, h, length, d, dv, taps", SHAPES)
