@@ -31,7 +31,8 @@ class Comparison:
     Attributes:
         keys: the columns that say what a row is.
         rows: these, then ours, published, difference (ours minus published), settings and points (distinct ones with a
-            result) and how many are expected of either, runs (with a result), verdict (of VERDICTS). Of the MAD table
+            result, of the seed that has fewest) and how many are expected of either, runs (those that count: in no
+            place of the published grid they do only where a row has no other), verdict (of VERDICTS). Of the MAD table
             also plain (ours by plain accuracy) and perplexity (published); of BASED's figure ours_bytes and state_bytes
             (of the recurrent state at 1,024 tokens, 4 an element).
         departed: column of the recipe -> (our values, the published one).
@@ -104,6 +105,8 @@ def compare(name: str, table: pd.DataFrame) -> Comparison:
 def _measure(runs: Frame, keys: list[str]) -> Frame:
     """Score and what is behind it, by the keys."""
     done = runs[runs["status"] != "failed"]
+    placed = done["point"].notna()
+    done = done[placed | ~placed.groupby([done[key] for key in keys], dropna=False).transform("any")]
     by = done.groupby(keys, dropna=False)
     found = pd.DataFrame({"ours": _score(done, keys, "score")})
     if "plain" in runs:
@@ -112,8 +115,8 @@ def _measure(runs: Frame, keys: list[str]) -> Frame:
     if "ours_bytes" in runs:
         found["ours_bytes"] = 4 * by["ours_bytes"].max()
     found["settings"], found["runs"] = by["setting"].nunique(), by.size()
-    each = done.dropna(subset="point").groupby([*keys, "setting"], dropna=False)["point"].nunique()
-    found["points"] = each.groupby(keys, dropna=False).sum()
+    each = done.groupby([*keys, "setting", "seed"], dropna=False)["point"].nunique()
+    found["points"] = each.groupby([*keys, "setting"], dropna=False).min().groupby(keys, dropna=False).sum()
     found["departs"] = by["departs"].any()
     return found.reset_index()
 

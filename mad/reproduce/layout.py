@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mad import leaderboard
 from mad.reproduce import stacks
-from mad.reproduce.published import MAD_SETTINGS, PUBLISHED
+from mad.reproduce.published import MAD_SETTINGS
 
 MEAN = "mean"  # in place of a task
 BASED_TEST = "[[64, 4, 1000], [64, 8, 1000], [64, 16, 1000], [128, 32, 1000], [256, 64, 1000], [512, 128, 1000], "
@@ -18,11 +17,9 @@ Frame = Any  # see mad.leaderboard.build
 
 
 def _mad_table(theirs: Frame, table: Frame, scored: Frame) -> tuple[list[str], Frame, Frame]:
-    """Rows: an architecture at a task. Ours is found by name or by its layers, as beside a leaderboard."""
-    board = leaderboard.build(table, PUBLISHED["mad_table"].score)
-    anchors = leaderboard.match(theirs.rename(columns={"architecture": "arch"}), board, table)
-    names = {label: anchor.name for anchor in anchors.rows for label in anchor.beside[:1]}
-    labels = pd.DataFrame({"model": scored["arch"].map(names).fillna(scored["arch"]), "task": scored["task"]})
+    """Rows: an architecture at a task."""
+    models = {row["architecture"]: stacks.plain(row["layers"].split(",")) for row in theirs.to_dict("records")}
+    labels = _models(table, models)[["model"]].assign(task=scored["task"])
     rows = theirs.rename(columns={"architecture": "model", "compute_optimal_pile_ppl": "perplexity"})
     rows = rows.melt(["model", "perplexity"], list(MAD_SETTINGS), var_name="task", value_name="published")
     rows["settings_expected"] = rows["task"].map(_settings_of)
@@ -64,10 +61,12 @@ def _zoology_figure2(theirs: Frame, table: Frame, scored: Frame) -> tuple[list[s
 
 
 def _models(table: Frame, models: dict[str, stacks.Model]) -> Frame:
-    """model and knob of each run; of no published model its own name."""
+    """model and knob of each run; of no published model its own name, which is not to be taken for one."""
+    dims = table["arch.dim"] if "arch.dim" in table else pd.Series(0, table.index)
     found = [
-        (None if pd.isna(dim) else stacks.model_of(stack, models, int(dim))) or (str(arch), "")
-        for stack, arch, dim in zip(table["stack"], table["arch"], table["arch.dim"], strict=True)
+        (None if pd.isna(dim) else stacks.model_of(stack, models, int(dim)))
+        or (f"{arch} (other layers)" if arch in models else str(arch), "")
+        for stack, arch, dim in zip(table["stack"], table["arch"], dims, strict=True)
     ]
     return pd.DataFrame(found, columns=["model", "knob"], index=table.index)
 

@@ -72,8 +72,12 @@ BASED_BLOCK = (
     "two widths with states of one size, ours is the better",
     "RWKV-7: the shares of the token before and the scales on keys begin at 0 there, here as in the model's own code",
 )
-BY_EPOCHS = {"train.steps": None, "train.tokens": None, "train.budget_flops": None}
+BY_EPOCHS = {
+    "train.steps": None, "train.tokens": None, "train.budget_flops": None,
+    "optim.clip": None, "optim.warmup_steps": 0,
+}  # fmt: skip
 MQAR_RECIPE = BY_EPOCHS | {
+    "task.power": 0.01,
     "arch.norm": "layer",
     "arch.tied_embeddings": True,
     "arch.embed_dropout": 0.1,
@@ -82,6 +86,7 @@ MQAR_RECIPE = BY_EPOCHS | {
     "optim.min_lr": 0.0,
     "train.precision": "fp32",
     "train.stop_at": 0.99,
+    "train.report": "last",
 }
 PUBLISHED = {
     "mad_table": Published(
@@ -92,6 +97,10 @@ PUBLISHED = {
         recipe=BY_EPOCHS
         | {
             "arch.dim": 128,
+            "arch.norm": "rms",
+            "arch.tied_embeddings": False,
+            "arch.embed_dropout": 0.0,
+            "arch.positions": False,
             "arch.init": "normal",
             "arch.head_bias": True,
             "optim.schedule": "constant",
@@ -100,6 +109,7 @@ PUBLISHED = {
             "train.eval_every": None,
             "train.epochs": 200,
             "train.batch_size": 128,
+            "train.precision": "bf16",
             "train.num_test": 1280,
             "train.stop_at": 0.999,
         },
@@ -121,7 +131,16 @@ PUBLISHED = {
         file="based_recall_memory.csv",
         score="accuracy",
         recipe=MQAR_RECIPE
-        | {"train.epochs": 32, "train.batch_size": 256, "train.num_train": 180_000, "train.num_test": 7_000},
+        | {
+            "task.vocab_size": 8192,
+            "task.random_filler": True,
+            "task.segments": "[[64, 4, 100000], [128, 8, 20000], [256, 16, 20000], [256, 32, 20000], [256, 64, 20000]]",
+            "arch.positions": False,
+            "train.epochs": 32,
+            "train.batch_size": 256,
+            "train.num_train": 180_000,
+            "train.num_test": 7_000,
+        },
         lrs=(1e-3, 10**-2.5, 1e-2, 10**-1.5),
         weight_decays=(0.1,),
         departures=BASED_BLOCK,

@@ -70,6 +70,11 @@ def model_of(stack: Any, models: dict[str, Model], dim: int) -> tuple[str, str] 
     return None
 
 
+def plain(layers: list[str]) -> Model:
+    """A model of layers with the options that they have by default, which are the MAD protocol's."""
+    return [{"name": name} for name in layers], None
+
+
 def by_width(name: str) -> bool:
     """Whether the knob of BASED's model `name` holds the width, too."""
     knob = BASED[name][1] if name in BASED else None

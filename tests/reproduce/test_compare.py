@@ -81,9 +81,39 @@ def test_a_missing_run_a_missing_setting_and_another_recipe_make_a_row_partial(m
 
 
 def test_a_run_in_no_place_of_the_grid_is_no_point_of_it(mad_table):
+    keys = {"model": "hyena_swiglu", "task": "memorization"}
     other = mad_table["lr"].mask(mad_table["lr"] == 1e-4, 2e-4)
-    row = at(compare("mad_table", mad_table.assign(lr=other)), model="hyena_swiglu", task="memorization")
-    assert (row["verdict"], row["points"], row["runs"]) == ("partial", 24, 36)
+    row = at(compare("mad_table", mad_table.assign(lr=other)), **keys)
+    assert (row["verdict"], row["points"], row["runs"]) == ("partial", 24, 24)
+    better = mad_table[mad_table["lr"] == 1e-3].assign(lr=3e-4, batch_macro_accuracy=1.0)
+    row = at(compare("mad_table", pd.concat([mad_table, better], ignore_index=True)), **keys)
+    assert (row["verdict"], row["points"], row["runs"]) == ("reproduced", 36, 36)
+    assert row["ours"] == pytest.approx(0.895)
+    row = at(compare("mad_table", better.reset_index(drop=True)), **keys)  # these alone are shown
+    assert (row["verdict"], row["ours"], row["points"], row["runs"]) == ("partial", 1.0, 0, 12)
+
+
+def test_every_seed_needs_the_whole_grid(mad_table):
+    mine = mad_table[(mad_table["task"] == "memorization") & (mad_table["arch"] == "hyena_swiglu")]
+    some = mine["lr"] == 1e-3
+    row = at(
+        compare("mad_table", mine.assign(seed=some.astype(int)).reset_index(drop=True)),
+        model="hyena_swiglu",
+        task="memorization",
+    )
+    assert (row["verdict"], row["points"], row["runs"]) == ("partial", 12, 36)
+
+
+@pytest.mark.parametrize("column, value", [("optim.clip", 1.0), ("arch.norm", "layer"), ("arch.embed_dropout", 0.1)])
+def test_another_recipe_reproduces_nothing(mad_table, column, value):
+    found = compare("mad_table", mad_table.assign(**{column: value}))
+    assert verdicts(found) == {"partial": 35} and list(found.departed) == [column]
+
+
+def test_other_data_reproduce_nothing(table_of):
+    mine = table_of("reproduce_based_figure2", "arch=mqar_based", "task.segments=[[1024,256,180000]]")
+    found = compare("based_figure2", mine)
+    assert verdicts(found).keys() == {"partial", "no run"} and list(found.departed) == ["task.segments"]
 
 
 def test_other_settings_are_left_out(mad_table):
@@ -118,6 +148,11 @@ def test_an_architecture_that_was_not_published_is_a_row_of_its_own(mad_table):
     other = mine.assign(arch="mine", stack="rtf-swiglu-rtf-swiglu")
     named = mine.assign(arch="hyena")  # found by its layers
     found = compare("mad_table", pd.concat([named, other], ignore_index=True))
+    called_so = compare("mad_table", mine.assign(stack="attention-mlp-attention-mlp"))
+    assert verdicts(called_so) == {"no run": 35, "not published": 7}
+    layer = '{"name": "hyena", "filter_order": 8}, "swiglu"'
+    narrow = compare("mad_table", mine.assign(stack=f"[{layer}, {layer}]"))
+    assert verdicts(narrow) == {"no run": 35, "not published": 7}
     assert verdicts(found) == {"reproduced": 7, "not published": 7, "no run": 28}
     assert at(found, model="mine", task="mean")["ours"] == pytest.approx(0.6607, abs=1e-3)
 
@@ -160,7 +195,7 @@ def test_sparse_experts_are_not_the_published_ones(table_of):
 
 @pytest.mark.parametrize("name, ours", [("mad_table", 35), ("based_figure2", 8), ("zoology_figure2", 12)])
 def test_the_reduced_sweeps_are_part_of_the_whole_ones(table_of, name, ours):
-    found = compare(name, table_of(f"reproduce_{name}_reduced"))
+    found = compare(name, table_of(f"reproduce_{name}_reduced", *(["train.precision=bf16"] * (name == "mad_table"))))
     counts = verdicts(found)
     assert counts["partial"] == ours and not counts.keys() & {"reproduced", "off", "not published"}
     rarely = ["train.eval_every"] if name == "mad_table" else []
