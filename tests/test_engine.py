@@ -264,7 +264,7 @@ def test_lanes_are_for_training():
 def test_a_process_that_ends_by_an_error_of_its_own_costs_the_run_whose_turn_it_was(tmp_path, retries):
     found, _, _ = in_lanes(tmp_path, ["", "exit", ""], retries=retries)  # SystemExit passes what catches exceptions
     assert [found[seed].status for seed in range(3)] == ["ok", "failed", "ok"]
-    assert found[1].attempts == 1 and found[0].attempts == 1
+    assert found[1].attempts == 1 + retries and found[0].attempts == 1  # it need not have been that run's error
 
 
 def test_the_one_that_hangs_is_blamed_though_it_began_later(tmp_path, monkeypatch):

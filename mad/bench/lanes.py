@@ -63,7 +63,11 @@ def main(argv: list[str]) -> None:
     modes = args.modes if args.device == "cuda" else ["eager"]
     for arch, length, mode in [(a, n, m) for a in archs for n in args.lengths for m in modes]:
         for lanes in [1] if mode == "eager" else args.lanes:
-            rate = measure(arch, length, mode, lanes, args.seconds, args.device)
+            try:
+                rate = measure(arch, length, mode, lanes, args.seconds, args.device)
+            except MemoryError as error:
+                console.print(f"{arch['name']:26} T {length:<5} {mode:9} {lanes:2} lanes {error}", soft_wrap=True)
+                break
             shown = f"{rate.step_ms:8.3f} ms a step, {rate.tokens / 1e6:6.2f} M tokens/s"
             share = f"{rate.flops / product:5.1%} of the product, {rate.bytes / copy:5.1%} of the copy"
             setup = f"warm after {rate.warm_up:.1f} s, {rate.memory:.1f} GB"
@@ -78,7 +82,11 @@ def main(argv: list[str]) -> None:
 
 
 def measure(arch: dict[str, Any], length: int, mode: str, lanes: int, seconds: float, device: str) -> Rate:
-    """The rate of `lanes` runs of `arch` (keys of conf/arch) at once."""
+    """The rate of `lanes` runs of `arch` (keys of conf/arch) at once.
+
+    Raises:
+        MemoryError: they do not fit into the device's memory.
+    """
     few = mode == "eager"  # shorter epochs: ten evaluations a second or one make no difference to an eager loop
     sizes = {"num_train": 1280, "num_test": 128} if few else {}
     if device == "cpu":
@@ -100,11 +108,16 @@ def measure(arch: dict[str, Any], length: int, mode: str, lanes: int, seconds: f
         if until and now > until[0] and all(len(seen) > WARM + 1 for seen in times.values()):
             raise Enough
 
+    def on_begin(run: Run, begun: bool) -> None:
+        if not begun:  # put back until others end, which none does
+            raise MemoryError("do not fit into memory")
+
     if device == "cuda":
+        torch.cuda.empty_cache()  # of the last measurement
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
     try:
-        for ended in training.interleave(iter(runs), lanes, on_progress, on_turn=on_turn):
+        for ended in training.interleave(iter(runs), lanes, on_progress, on_turn=on_turn, on_begin=on_begin):
             raise ended.error or RuntimeError("a run came to its end")
     except Enough:
         pass

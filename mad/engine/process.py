@@ -211,9 +211,10 @@ class LaneWorker(Worker):
             assert future is not None
             error = None if self.stopped else future.exception()
             guilty = (self.late or self._at() & set(self.runs) or set(self.runs)) & set(self.begun)
+            unsure = len(self.begun) > 1  # an error of the device may come to light in the turn of another run
             for run in self.runs.values():
                 outcome, blameless = self._lost(run, error), run.id not in guilty
-                ended.append((run, outcome._replace(again=outcome.again or blameless, blameless=blameless)))
+                ended.append((run, outcome._replace(again=outcome.again or blameless or unsure, blameless=blameless)))
             self.runs = {}
         if dead or (self.closing and not self.runs):
             self.future = None

@@ -1,7 +1,9 @@
 """Examples from disk, in the layout of the published benchmark: <path>/{train,test}/{inputs,targets}.npy."""
 
 import functools
+import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,17 +20,22 @@ class Folder(Task):
     """The arrays of a folder, integers (N, T); targets of -100 carry no loss and no score.
 
     `sample` takes the first sequences of a split, whatever the seed. There is no "valid" split: the layout has none,
-    and a tail of "train" may be trained on.
+    and a tail of "train" may be trained on. The digest says which arrays they were: it stands in every record and in
+    the run id.
 
     Args:
         path: the folder.
         head: the model that the task asks for, "lm" or "autoencoder".
         vocab_size: ids; None: the largest in the files, and one.
+        digest: what the arrays must be, as the first 16 hexadecimal digits of the SHA-256 of the four files' own (shape
+            and ids, each as eight bytes, little-endian); None: whatever they are.
     """
 
     splits = ("train", "test")
 
-    def __init__(self, *, path: str | None = None, head: str = "lm", vocab_size: int | None = None):
+    def __init__(
+        self, *, path: str | None = None, head: str = "lm", vocab_size: int | None = None, digest: str | None = None
+    ):
         if path is None:
             raise ValueError("a folder needs path=..., with train/ and test/ in it, each inputs.npy and targets.npy")
         if head not in HEADS:
@@ -36,7 +43,11 @@ class Folder(Task):
         self.path, self.head = str(path), head
         shapes = {split: self._open(split)[0].shape for split in self.splits}
         self.num_train, self.num_test = shapes["train"][0], shapes["test"][0]
-        largest = max(_largest(*_version(file)) for split in self.splits for file in self._files(split))
+        found = [_read(*_version(file)) for split in self.splits for file in self._files(split)]
+        largest = max(file.largest for file in found)
+        self.digest = hashlib.sha256("".join(file.digest for file in found).encode()).hexdigest()[:16]
+        if digest not in (None, self.digest):
+            raise ValueError(f"the folder {self.path} has the digest {self.digest}, but digest={digest} was asked for")
         if vocab_size is not None:
             at_least(largest + 1, f"the largest id in {self.path} is {largest}", vocab_size=vocab_size)
         super().__init__(vocab_size=vocab_size or largest + 1, seq_len=max(shape[1] for shape in shapes.values()))
@@ -94,11 +105,19 @@ def _version(file: Path) -> tuple[Path, int]:
     return file, file.stat().st_mtime_ns
 
 
+class _File(NamedTuple):
+    largest: int  # id
+    digest: str
+
+
 @functools.lru_cache(maxsize=256)
-def _largest(file: Path, mtime_ns: int) -> int:
-    """The largest id in a file, read once a version: a sweep builds a task at each of its points."""
+def _read(file: Path, mtime_ns: int) -> _File:
+    """What is in a file, read once a version: a sweep builds a task at each of its points."""
     array = _load(file)
     lowest = int(array[array != IGNORE].min(initial=0)) if file.stem == "targets" else int(array.min())
     if lowest < 0:
         raise ValueError(f"{file} holds the id {lowest}; expected ids from 0 (in targets also {IGNORE}: no loss)")
-    return int(array.max())
+    hashed = hashlib.sha256(str(array.shape).encode())
+    for row in array:
+        hashed.update(row.astype("<i8").tobytes())
+    return _File(int(array.max()), hashed.hexdigest())

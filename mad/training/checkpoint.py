@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from mad.memory import out_of_memory
 from mad.records import replace
 from mad.training import host
 
@@ -51,7 +52,11 @@ class Checkpoint:
             torch.set_rng_state(state["rng"])
             if device == "cuda":
                 torch.cuda.set_rng_state(state["cuda_rng"])
-        except Exception:  # cut off, or of something else: the run begins afresh
+        except OSError:  # the disk's trouble, not the file's: another try may read it
+            raise
+        except Exception as error:  # cut off, or of something else: the run begins afresh
+            if of_the_machine(error):
+                raise
             self.remove()
             return None
         return state
@@ -62,6 +67,8 @@ class Checkpoint:
         try:
             yield
         except (KeyError, RuntimeError, ValueError) as error:
+            if of_the_machine(error):
+                raise
             self.remove()
             raise Outdated(str(error)) from error
 
@@ -87,6 +94,11 @@ class Checkpoint:
         if self.path is not None:
             with contextlib.suppress(OSError):
                 self.path.unlink()
+
+
+def of_the_machine(error: Exception) -> bool:
+    """Whether the checkpoint may be good: memory ran out, or the GPU was lost."""
+    return out_of_memory(error) or isinstance(error, torch.AcceleratorError)
 
 
 def _code(device: str) -> list[str]:

@@ -6,6 +6,7 @@ import torch
 
 from mad import tasks
 from mad.tasks.folder import write_folder
+from mad.training.data import load
 
 
 @pytest.fixture
@@ -38,8 +39,16 @@ def test_narrow_integers_and_lengths_that_differ(folder):
 def test_a_file_that_changed_is_read_again(folder):
     assert tasks.build("folder", path=str(folder)).vocab_size == 9
     array = np.load(folder / "train" / "inputs.npy")
+    before = tasks.build("folder", path=str(folder), vocab_size=30)
+    assert load(before, 4, 0, "train", "cpu")[0].inputs.max() < 9
     np.save(folder / "train" / "inputs.npy", array + 10)
     assert tasks.build("folder", path=str(folder)).vocab_size == 19
+    after = tasks.build("folder", path=str(folder), vocab_size=30)
+    assert load(after, 4, 0, "train", "cpu")[0].inputs.min() > 9 and after.digest != before.digest
+    with pytest.raises(ValueError, match=f"has the digest {after.digest}, but digest={before.digest} was asked for"):
+        tasks.build("folder", **before.options)
+    np.save(folder / "train" / "inputs.npy", array.astype(np.int16))  # the same ids
+    assert tasks.build("folder", path=str(folder)).digest == before.digest
 
 
 def spoil(array):

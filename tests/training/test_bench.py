@@ -3,7 +3,9 @@
 import csv
 
 import pytest
+import torch
 
+from layers.attention import Attention
 from mad.bench import lanes, profile, protocol
 
 
@@ -16,6 +18,20 @@ def test_lanes_are_measured_and_written(tmp_path, capsys):
         128 * 15 * 1000 / float(row["step_ms"]), rel=1e-3
     )  # the last token is never read
     assert "ms a step" in capsys.readouterr().out
+
+
+def test_what_does_not_fit_is_said_and_the_next_is_measured(monkeypatch, capsys):
+    forward, failing = Attention.forward, [True]
+
+    def full(self, x):
+        if failing.pop() if failing else False:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, x)
+
+    monkeypatch.setattr(Attention, "forward", full)
+    lanes.main(["arch=attention", "--lengths", "16", "32", "--seconds", "0.1", "--device", "cpu"])
+    said = [line for line in capsys.readouterr().out.splitlines() if "lanes" in line and "T " in line]
+    assert "do not fit into memory" in said[0] and "M tokens/s" in said[1]
 
 
 def test_a_profile_names_what_a_step_spends_its_time_on(capsys):

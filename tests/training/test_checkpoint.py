@@ -74,6 +74,23 @@ def test_one_that_cannot_be_read_is_begun_afresh(run, tmp_path):
     assert not list(where.folder.iterdir())
 
 
+@pytest.mark.parametrize("trouble", [torch.OutOfMemoryError("CUDA out of memory"), OSError(5, "Input/output error")])
+@pytest.mark.parametrize("where", ["torch.load", "mad.training.trainer.Trainer.load"])
+def test_trouble_of_the_machine_costs_no_checkpoint(run, tmp_path, monkeypatch, trouble, where):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", minutes=0)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(run, interrupt_at(5), checkpoints)
+
+    def fail(*given, **options):
+        raise trouble
+
+    with monkeypatch.context() as changed, pytest.raises(type(trouble)):
+        changed.setattr(where, fail)
+        training.train(run, checkpoints=checkpoints)
+    assert len(list(checkpoints.folder.iterdir())) == 1
+    assert outcome(training.train(run, checkpoints=checkpoints)) == outcome(training.train(run))
+
+
 @pytest.mark.parametrize("change", ["commit", "weights", "key"])
 def test_one_of_other_code_is_not_gone_on_from(run, tmp_path, monkeypatch, change):
     where = Checkpoints(tmp_path / "checkpoints", minutes=0)
