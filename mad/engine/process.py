@@ -22,7 +22,7 @@ from mad.engine import worker as inside
 from mad.engine.base import Outcome, failed
 
 VANISHED = 2.0  # seconds without its process after which a run is given up
-GRACE = 10.0  # seconds that a process with several runs has to end a late one itself
+GRACE = 60.0  # seconds that a process with several runs has to end a late one itself: another may be compiled just then
 
 Progress = dict[str, Any]
 

@@ -258,8 +258,9 @@ class _Memory:
 
 
 def _shape(run: Run) -> str:
-    """What the time of a step depends on, nearly."""
-    return json.dumps([vars(run.arch), run.train.batch_size])
+    """What the time of a step, evaluations included, depends on, nearly."""
+    train = run.train
+    return json.dumps([vars(run.arch), run.mode, train.batch_size, train.num_train, train.eval_every])
 
 
 def _lane(lanes: list[Lane], run: Run) -> Lane:
