@@ -19,8 +19,9 @@ def short_conv(
     c mod H."""
     dtype = u.dtype
     with torch.autocast(u.device.type, enabled=False):
-        u, w = wide(u), wide(w.to(dtype))
-        bias = w.new_zeros(w.shape[0]) if bias is None else wide(bias.to(dtype))
+        u = wide(u)
+        w = w.to(u.dtype)  # not by way of u's own type, in which their gradients, sums over the batch, would not fit
+        bias = w.new_zeros(w.shape[0]) if bias is None else bias.to(u.dtype)
         y = _ShiftedSum.apply(u, w, bias) if w.shape[0] == u.shape[1] else by_product(u, w, bias)
         return (y if activation is None else ACTIVATIONS[activation](y)).to(dtype)
 

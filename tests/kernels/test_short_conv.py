@@ -51,6 +51,16 @@ def test_sums_reach_beyond_half_precision(backend, repeats):
     assert y.dtype == torch.float16 and y[0, 0].tolist() == [-60_000.0, 0.0, 60_000.0]
 
 
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_gradients_of_wide_taps_reach_beyond_half_precision(backend, repeats):
+    u = torch.ones(64, 1, 2048, device=HERE).half()
+    w, bias = (torch.ones(*shape, device=HERE, requires_grad=True) for shape in ((repeats, 3), (repeats,)))
+    y = kernels.short_conv(u, w, bias, backend=backend)
+    dw, db = torch.autograd.grad(y, (w, bias), torch.ones_like(y))
+    assert dw.tolist() == repeats * [[64.0 * n for n in (2046, 2047, 2048)]] and db.tolist() == repeats * [64.0 * 2048]
+
+
 def test_a_bias_in_any_layout(where):
     torch.manual_seed(2)
     given = {"u": torch.randn(1, 3, 9), "w": torch.randn(3, 2), "bias": torch.randn(3, 2)[:, 0]}
