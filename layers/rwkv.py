@@ -1,8 +1,8 @@
 """RWKV-4, 5 and 6: time mixing whose state decays channel by channel, and their channel mixing.
 
 All mix the token before into x (layers/token_shift.py), and all read a state that the token itself has not yet entered:
-it counts with a bonus u of its own. Initial values are those of the official code's
-first layer, but for linear maps, which are drawn as everywhere here. RWKV-7 is in a file of its own.
+it counts with a bonus u of its own. Initial values are those of the official code's first layer, but for linear maps,
+which are drawn as everywhere here. RWKV-7 is in a file of its own.
 """
 
 from typing import Any

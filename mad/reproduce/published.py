@@ -72,11 +72,11 @@ BASED_BLOCK = (
     "two widths with states of one size, ours is the better",
     "RWKV-7: the shares of the token before and the scales on keys begin at 0 there, here as in the model's own code",
 )
-BY_EPOCHS = {
+EVERY_RECIPE = {
     "train.steps": None, "train.tokens": None, "train.budget_flops": None,
     "optim.clip": None, "optim.warmup_steps": 0,
 }  # fmt: skip
-MQAR_RECIPE = BY_EPOCHS | {
+MQAR_RECIPE = EVERY_RECIPE | {
     "task.power": 0.01,
     "arch.norm": "layer",
     "arch.tied_embeddings": True,
@@ -94,7 +94,7 @@ PUBLISHED = {
         source="Poli et al. 2024, arXiv 2403.17844",
         file="mad_scores.csv",
         score="batch_macro_accuracy",
-        recipe=BY_EPOCHS
+        recipe=EVERY_RECIPE
         | {
             "arch.dim": 128,
             "arch.norm": "rms",
