@@ -49,6 +49,15 @@ def test_equals_the_dense_matrix(where, x, w):
     assert relative_error(block_diagonal_matmul(x, w), dense_blocks(x, w)) < 1e-12
 
 
+def test_a_share_of_the_rows_is_several_blocks(where, monkeypatch):
+    """As with many rows: two shares of 300 rows, by turns, the last block not whole."""
+    from kernels.block_diagonal_matmul import triton
+
+    monkeypatch.setattr(triton, "PROGRAMS", 4)
+    x, w = blocks((300, 12), (2, 6, 5))
+    verify(block_diagonal_matmul, dense_blocks, {"x": x, "w": w / 6**0.5}, **where)
+
+
 @pytest.mark.parametrize("activation", ["gelu", "silu"])
 @pytest.mark.parametrize("x, w", SHAPES[1:])
 def test_gated(where, activation, x, w):

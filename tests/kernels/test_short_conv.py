@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import kernels
-from kernels.testing import verify
+from kernels.testing import poisoned_memory, relative_error, verify, within_bounds
 
 HERE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -102,6 +102,40 @@ def test_four_tokens_a_word(half, repeats, stored, batch, channels, length, widt
     """Sequences that start within a word, or fill whole words, or do neither."""
     given = laid_out(stored, repeats, batch, channels, length, width)
     verify(kernels.short_conv, oracle, given, activation=activation, **half)
+
+
+@pytest.mark.parametrize(
+    "stored, batch, length",
+    [("channels first", 10, 60), ("channels first", 12, 47), ("batch first", 5, 24), ("batch first", 3, 260)],
+)
+def test_a_share_of_words_is_several_blocks(monkeypatch, stored, batch, length):
+    """As with long or many sequences: two shares, by turns, of five to nine blocks of 32 words. Rows are channels of
+    the whole batch, or sequences of one block or three."""
+    from kernels.short_conv import words
+
+    monkeypatch.setattr(words, "WORDS", 32)
+    monkeypatch.setattr(words, "PROGRAMS", 4)
+    exact = laid_out(stored, 1, batch, 2, length, 3)
+    u, dy = (t.to(HERE).half() for t in (exact["u"], exact["u"].flip(2).clone()))
+    w = exact["w"].to(HERE).float()
+    with poisoned_memory(), within_bounds():
+        got = words.backward(u, w, [dy])
+    assert got is not None
+    leaves = u.double().requires_grad_(), w.double().requires_grad_()
+    want = torch.autograd.grad(oracle(*leaves), leaves, dy.double())
+    for value, true in zip((got[0], got[1][:, :-1]), want, strict=True):
+        assert relative_error(value, true) < 1e-3
+    assert relative_error(got[1][:, -1], dy.double().sum((0, 2))) < 1e-3
+
+
+@pytest.mark.parametrize("stored", LAYOUTS)
+@pytest.mark.parametrize("repeats, width", [(1, 3), (3, 2)])
+def test_a_share_of_the_batch_is_several_sequences(where, monkeypatch, stored, repeats, width):
+    from kernels.short_conv import triton, words
+
+    monkeypatch.setattr(triton, "SPLITS", 2)
+    monkeypatch.setattr(words, "WIDEST", 0)  # the plain kernel, in half precision too
+    verify(kernels.short_conv, oracle, laid_out(stored, repeats, 5, 2, 20, width), activation="silu", **where)
 
 
 @pytest.mark.parametrize(
