@@ -146,6 +146,32 @@ def test_a_skip_in_any_layout_and_gates_of_another_type(backend):
     assert kernels.fft_conv(u.half(), k, **gates, backend=backend).dtype == torch.float16
 
 
+@pytest.mark.parametrize("batch, channels, length, taps", [(2, 3, 5, 0), (2, 3, 0, 4), (0, 3, 5, 4), (2, 0, 5, 4)])
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_nothing_at_all_of_one_dimension(backend, batch, channels, length, taps):
+    """Without taps there is the direct path; without anything else no gradient but of zeros."""
+    torch.manual_seed(3)
+    u, pre, post, weight = torch.randn(4, batch, channels, length, device=HERE)
+    k, skip = torch.randn(channels, taps, device=HERE), torch.randn(channels, device=HERE)
+    given = [t.requires_grad_() for t in (u, k, skip, pre, post)]
+    got = kernels.fft_conv(u, k, skip=skip, pre_gate=pre, post_gate=post, backend=backend)
+    want = skip[:, None] * u * pre * post
+    torch.testing.assert_close(got, want)
+    grads = (torch.autograd.grad(y, given, weight, allow_unused=True) for y in (got, want))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b)
+
+
+@pytest.mark.parametrize("k", [0.0, 1e-20])
+def test_what_is_zero_stays_zero_over_blocks(in_small_blocks, k):
+    """A sequence of zeros beside one that is not, and a filter whose products no number of two bytes holds."""
+    in_small_blocks(16)
+    u = torch.ones(2, 1, 40, device=HERE, dtype=torch.float16)
+    u[1] = 0
+    got = kernels.fft_conv(u, torch.full((1, 40), k, device=HERE), backend="triton")
+    assert torch.equal(got, torch.zeros_like(u))
+
+
 def test_is_a_well_formed_operator():
     from kernels.fft_conv import triton
 
