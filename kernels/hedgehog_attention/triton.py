@@ -1,9 +1,10 @@
-"""Attention over Hedgehog's features in Triton, block of keys by block of keys: no weight reaches memory.
+"""Attention over Hedgehog's features in Triton: the operators, and the kernels over features in memory.
 
-A first pass over the window finds each row's largest exponent; the second walks over all keys before the query, takes
-the product of features or, inside the window, the exponential, and sums values and weights. Backward forms the weights
-again, in one kernel a block of queries and one a block of keys. Without a window and beyond four times as many tokens
-as features, linear attention with a state takes over.
+Without a window and for narrow heads `fused` forms features within the attention. Else `features` writes them. Then,
+block of keys by block of keys, no weight reaches memory: a first pass over the window finds each row's largest exponent;
+the second walks over all keys before the query, takes the product of features or, inside the window, the exponential,
+and sums values and weights. Backward forms the weights again, in one kernel a block of queries and one a block of keys.
+Without a window and beyond four times as many tokens as features, linear attention with a state takes over.
 """
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 
@@ -11,8 +12,10 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.hedgehog_attention import fused
 from kernels.hedgehog_attention.features import features
 from kernels.linear_attention import triton as linear
+from kernels.linear_attention.triton import unit_stride
 from kernels.sliding_attention.triton import _rows, _store
 from kernels.tiles import bucket, grid, precision, sequence
 
@@ -280,8 +283,57 @@ def differentiate(ctx, dy, *_):
 pairs.register_autograd(differentiate, setup_context=save)
 
 
+@torch.library.custom_op("mad::hedgehog_attention", mutates_args=())
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, w_q: torch.Tensor, w_k: torch.Tensor, normalize: bool, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y, and where normalised 1 / (eps + the sum of weights) in fp32, else empty. No feature in memory."""
+    y, inverse = outputs(q, k, v, w_q, w_k, normalize, eps)
+    fused.forward(q, k, v, w_q, w_k, y, inverse, normalize, eps)
+    return y, inverse
+
+
+@attend.register_fake
+def outputs(q, k, v, w_q, w_k, normalize, eps):
+    return torch.empty_like(v), v.new_empty(v.shape[:3] if normalize else 0, dtype=torch.float32)
+
+
+@torch.library.custom_op("mad::hedgehog_attention_backward", mutates_args=())
+def gradients(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, w_q: torch.Tensor, w_k: torch.Tensor, y: torch.Tensor,
+    inverse: torch.Tensor, dy: torch.Tensor, normalize: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """dq, dk, dv, and those of w_q and w_k together, (2, H, d, f), in fp32."""
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    return dq, dk, dv, fused.backward(q, k, v, w_q, w_k, y, inverse, dy, dq, dk, dv, normalize)
+
+
+@gradients.register_fake
+def _(q, k, v, w_q, w_k, y, inverse, dy, normalize):
+    dw = q.new_empty(2, *w_q.shape, dtype=torch.float32)
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), dw
+
+
+def keep(ctx, inputs, output):
+    *tensors, ctx.normalize, _ = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*tensors, *output)
+
+
+def backward(ctx, dy, _):
+    _, _, _, w_q, w_k, *_ = ctx.saved_tensors
+    dq, dk, dv, dw = gradients(*ctx.saved_tensors, unit_stride(dy), ctx.normalize)
+    return dq, dk, dv, dw[0].to(w_q.dtype), dw[1].to(w_k.dtype), None, None
+
+
+attend.register_autograd(backward, setup_context=keep)
+
+
 def hedgehog_attention(q, k, v, w_q, w_k, *, window, mix, normalize: bool, eps: float) -> torch.Tensor:
     """See kernels.hedgehog_attention."""
+    if window is None and fused.fits(q, v, w_q):
+        q, k, v = (unit_stride(t.to(v.dtype)) for t in (q, k, v))
+        return attend(q, k, v, w_q.contiguous(), w_k.contiguous(), normalize, eps)[0]
     q, k, v = (t.to(v.dtype).contiguous() for t in (q, k, v))
     phi_q, phi_k = (features(x, w.to(x.dtype).contiguous()) for x, w in ((q, w_q), (k, w_k)))
     if window is None and q.shape[2] > 4 * phi_q.shape[3]:
