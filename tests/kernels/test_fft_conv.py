@@ -103,15 +103,45 @@ def test_neither_small_filters_nor_large_inputs_are_lost(half, in_small_blocks, 
     verify(kernels.fft_conv, oracle, given, wide=("k", "skip"), **half)
 
 
+@pytest.fixture
+def in_small_transforms(monkeypatch):
+    """Every convolution by a whole transform of 16 blocks of 32 tokens."""
+    from kernels.fft_conv import monarch, triton
+
+    monkeypatch.setattr(monarch, "SIZES", {512: (64, 32) if HERE == "cuda" else (16, 32)})
+    monkeypatch.setattr(monarch, "PROGRAMS", 2)  # a share of the batch has several rows
+    monkeypatch.setattr(triton, "convolve", monarch.convolve)
+    monkeypatch.setattr(triton, "taps_gradient", monarch.taps_gradient)
+
+
+@pytest.mark.parametrize("batch, length, taps", [(1, 1, 1), (5, 512, 512), (3, 299, 60), (2, 63, 100)])
+def test_whole_transforms(half, in_small_transforms, batch, length, taps):
+    verify(kernels.fft_conv, oracle, streams(batch, 1, length, taps), wide=("k", "skip"), **half)
+
+
+@pytest.mark.parametrize("u, k", [(1.0, 1e-4), (1e-3, 1.0), (30000.0, 0.1), (0.0, 1.0)])
+def test_whole_transforms_of_any_scale(half, in_small_transforms, u, k):
+    """The products are fp16's: sequences and filters are scaled to it and back. A sequence of zeros stays that."""
+    given = streams(1, 2, 500, 500, gated=False)
+    given |= {"u": u * given["u"].clamp(-2, 2), "k": k * given["k"], "skip": k * given["skip"]}
+    if u:
+        verify(kernels.fft_conv, oracle, given, wide=("k", "skip"), **half)
+    else:
+        given = {name: t.to(half["device"], half["dtype"]) for name, t in given.items()}
+        assert not kernels.fft_conv(**given, backend="triton").any()
+
+
 @pytest.mark.parametrize(
-    "length, taps, ways", [(5000, 5000, "ttb"), (5000, 4000, "ttt"), (8200, 8200, "bbb"), (16400, 16400, "bbb")]
+    "length, taps, ways",
+    [(5000, 5000, "mmm"), (5000, 900, "ttt"), (2048, 2048, "ttt"), (8200, 8200, "bbb"), (16400, 16400, "bbb")],
 )
 def test_long_filters(half, monkeypatch, length, taps, ways):
     """By the algorithms that the thresholds choose for output, gradient of the input, and of the taps: t Toeplitz
-    products, b the transform over blocks, of 128 tokens or of 256. What takes the interpreter too long is left out."""
+    products, m whole transforms, b those over blocks, of 128 tokens or of 256. What takes the interpreter too long is
+    left out."""
     if length > 16384 and half["device"] == "cpu":
         pytest.skip("takes the interpreter too long")
-    from kernels.fft_conv import block_taps, blocks, toeplitz
+    from kernels.fft_conv import block_taps, blocks, monarch, toeplitz
 
     taken = []
 
@@ -121,6 +151,7 @@ def test_long_filters(half, monkeypatch, length, taps, ways):
 
     for name, fast in (("convolve", blocks), ("taps_gradient", block_taps)):
         note(toeplitz, name, "t")
+        note(monarch, name, "m")
         note(fast, name, "b")
     gradients = length < 8192 or half["device"] == "cuda"
     given = streams(1, 1, length, taps, gated=False)
