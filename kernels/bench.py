@@ -73,13 +73,13 @@ def bench(name: str, dtype: torch.dtype, device: str, seconds: float) -> Iterato
             tensors = module.tensors(shape, dtype, device)
         except torch.cuda.OutOfMemoryError:
             continue
-        modes = ("forward", "training") if getattr(module, "BACKWARD", True) else ("forward",)
+        modes = ("forward", "training") if cases.gradients(module, shape) else ("forward",)
         for mode in modes:
             work = module.work(shape, dtype.itemsize, False)
             if mode == "training":
                 back = module.work(shape, dtype.itemsize, True)
                 work = cases.Work(work.bytes + back.bytes, work.flops + back.flops, work.exps + back.exps)
-            for provider, function in providers(module, device).items():
+            for provider, function in providers(module, shape, device).items():
                 row = {"kernel": name, "provider": provider, "mode": mode, "dtype": str(dtype).removeprefix("torch.")}
                 row |= {"shape": " ".join(f"{k}={v}" for k, v in shape.items()), "work": work}
                 try:
@@ -90,13 +90,13 @@ def bench(name: str, dtype: torch.dtype, device: str, seconds: float) -> Iterato
                     print(f"  {provider} {row['shape']}: {type(error).__name__}: {error}", file=sys.stderr)
 
 
-def providers(module, device: str) -> dict[str, Any]:
+def providers(module, shape: dict, device: str) -> dict[str, Any]:
     """Ours, the torch reference, and on a GPU the rivals."""
     reference = {"torch": lambda **tensors: cases.call(module, tensors, "torch")}
     if device == "cpu":
         return reference
     ours = {"triton": lambda **tensors: cases.call(module, tensors, "triton")}
-    return ours | reference | module.rivals()
+    return ours | reference | ({} if shape.get("step") else module.rivals())
 
 
 def measure(contestant: Any, tensors: dict, mode: str, device: str, seconds: float) -> float:

@@ -3,13 +3,15 @@
 A cases module holds
     SHAPES      list of dicts: the shapes of the published benchmark and of our own tasks, which `kernels.bench` times
     CONFIGS     list of dicts: small shapes that together reach every configuration the kernel's rules can choose,
-                the most demanding first
+                those of SHAPES among them, the most demanding first. What a folder offers besides (with a bias, gated,
+                "step": one token of decoding, without gradients) is a key of a shape, in both lists
     tensors(shape, dtype, device) -> dict of the function's tensors, N(0, 1)-sized
     work(shape, size, backward) -> Work: what must at least be moved and computed (size: bytes per element)
     rivals() -> dict of name -> function with the kernel's signature, the strongest stock alternatives; or of name ->
-                (prepare, function) for one that wants another layout: prepare(tensors) -> its arguments, not timed
+                (prepare, function) for one that wants another layout: prepare(tensors) -> its arguments, not timed.
+                Not asked of steps; NotImplementedError: not for such a shape
     call(tensors, backend) -> the outputs to differentiate    (optional; by default the function of the folder's name)
-    BACKWARD = False                                            (optional: a kernel without gradients)
+    BACKWARD = False                                            (optional: a folder without gradients)
     BACKEND = "triton"                                          (optional: where "auto" is torch throughout)
 """
 
@@ -51,9 +53,15 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"kernels.{name}.cases")
 
 
-def smallest(module: ModuleType) -> dict[str, Any]:
+def smallest(module: ModuleType, step: bool = False) -> dict[str, Any]:
     """The one of a kernel's CONFIGS that moves the fewest bytes: what an interpreter can still run."""
-    return min(module.CONFIGS, key=lambda shape: module.work(shape, 4, False).bytes)
+    shapes = (shape for shape in module.CONFIGS if bool(shape.get("step")) == step)
+    return min(shapes, key=lambda shape: module.work(shape, 4, False).bytes)
+
+
+def gradients(module: ModuleType, shape: dict[str, Any]) -> bool:
+    """Whether the kernel has gradients at this shape."""
+    return getattr(module, "BACKWARD", True) and not shape.get("step")
 
 
 def installed(package: str) -> bool:

@@ -121,9 +121,9 @@ def chunk_kernel(
 
 @triton.jit
 def scan_kernel(
-    q, k, v, beta, decay, solve, scores, first, y, last, states, u,
+    q, k, v, beta, decay, solve, scores, first, y, last, states, u, begun,
     T, K, V, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, y_b, y_h, y_t,
-    GATED: tl.constexpr, FIRST: tl.constexpr, KEEP: tl.constexpr,
+    GATED: tl.constexpr, KEEP: tl.constexpr,
     PRECISION: tl.constexpr, TYPE: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """y and the last state; or with KEEP the state before each chunk (B H, chunks, K, V) and u (B H, T, V)."""
@@ -142,8 +142,8 @@ def scan_kernel(
     at = kk[:, None] * V + n[None, :]
     live = (kk < K)[:, None] & (n < V)[None, :]
     state = tl.zeros((BK, BV), tl.float32)
-    if FIRST:
-        state += tl.load(first + head * K * V + at, mask=live, other=0.0).to(tl.float32)
+    if begun:
+        state = tl.load(first + head * K * V + at, mask=live, other=0.0).to(tl.float32)
     chunks = tl.cdiv(T, C)
     for c in range(0, chunks):
         chunk = head * chunks + c

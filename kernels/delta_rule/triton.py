@@ -95,8 +95,8 @@ def forward(
     last = q.new_empty(batch, heads, width, v.shape[3], dtype=torch.float32)
     scan_kernel[grid(triton.cdiv(v.shape[3], sizes["BV"]), heads, batch)](
         q, k, v, beta, beta if decay is None else decay, solve, scores, last if first is None else first, y, last,
-        last, last, length, width, v.shape[3], *strides(q, k, v, y),
-        GATED=decay is not None, FIRST=first is not None, KEEP=False, **sizes,
+        last, last, first is not None, length, width, v.shape[3], *strides(q, k, v, y),
+        GATED=decay is not None, KEEP=False, **sizes,
     )  # fmt: skip
     return y, last
 
@@ -130,8 +130,8 @@ def gradients(
     programs = grid(triton.cdiv(values, sizes["BV"]), heads, batch)
     scan_kernel[programs](
         q, k, v, beta, gates, solve, scores, dfirst if first is None else first, v, dfirst,
-        states, u, length, width, values, *strides(q, k, v, v),
-        GATED=decay is not None, FIRST=first is not None, KEEP=True, **sizes,
+        states, u, first is not None, length, width, values, *strides(q, k, v, v),
+        GATED=decay is not None, KEEP=True, **sizes,
     )  # fmt: skip
     reverse_kernel[programs](
         q, k, beta, gates, solve, scores, dy, dlast, dstates, dz, dfirst,

@@ -161,13 +161,15 @@ def attend(
     batch, n, query_heads, d = q.shape
     heads = suffix_k.shape[2]
     group = query_heads // heads
-    small = q.dtype == torch.float32 or d > 128  # what registers hold
+    odd = d > 16 and d % 16 > 0  # columns that are masked, and loaded one by one: their addresses take registers
+    small = odd or q.dtype == torch.float32 or d > 128  # what registers hold
+    most = 64 if not small else 16 if odd and d > 64 else 32  # rows a block
     keys_block = 16 if small and d > 64 else 32 if small else 64
     common = {"D": bucket(d, 16, 256), "BN": keys_block, "PRECISION": precision(q.dtype)}
     plans = []
     for k in keys:
         rows = batch // k.shape[0] * n * group
-        block = bucket(rows, 16, 32 if small else 64)
+        block = bucket(rows, 16, most)
         plans.append((rows, block, shares(rows, k.shape[0] * heads, k.shape[1], block)))
     parts = sum(count for _, _, count in plans)
     part = q.new_empty(parts, batch, n, query_heads, d, dtype=torch.float32)
@@ -182,7 +184,7 @@ def attend(
         )  # fmt: skip
         first += count
     y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    block = bucket(n * group, 16, 32 if small else 64)
+    block = bucket(n * group, 16, most)
     suffix_kernel[(batch, heads, triton.cdiv(n * group, block))](
         q, suffix_k, suffix_v, suffix_lengths, part, lse, y, batch, suffix_k.shape[1], parts, n, group, heads,
         d**-0.5, d, *q.stride()[:3], *suffix_k.stride()[:3], *suffix_v.stride()[:3],

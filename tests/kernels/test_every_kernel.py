@@ -14,19 +14,35 @@ from kernels.tiles import MOST
 HERE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def inputs(module, dtype=torch.float32):
-    torch.manual_seed(0)
-    return module.tensors(cases.smallest(module), dtype, HERE)
-
-
 @pytest.fixture(params=cases.names())
 def module(request):
     with within_bounds():
         yield cases.load(request.param)
 
 
-def test_compiles_without_a_graph_break(module):
-    tensors = inputs(module)
+def folders_and_steps():
+    for name in cases.names():
+        yield pytest.param((name, False), id=name)
+        if any(shape.get("step") for shape in cases.load(name).CONFIGS):
+            yield pytest.param((name, True), id=f"{name}, a step")
+
+
+@pytest.fixture(params=folders_and_steps())
+def case(request):
+    """A folder's module, and its smallest shape; of decoding, where it has such."""
+    name, step = request.param
+    with within_bounds():
+        yield cases.load(name), cases.smallest(cases.load(name), step)
+
+
+def inputs(case, dtype=torch.float32):
+    module, shape = case
+    torch.manual_seed(0)
+    return module.tensors(shape, dtype, HERE)
+
+
+def test_compiles_without_a_graph_break(case):
+    (module, _), tensors = case, inputs(case)
 
     def function(tensors):
         return cases.call(module, tensors, "triton")
@@ -57,35 +73,38 @@ class FakesAreTrue(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("turned", ["neither", "inputs", "gradients"])
-def test_fakes_are_true_whatever_the_layout(module, turned):
+def test_fakes_are_true_whatever_the_layout(case, turned):
+    module, gradients = case[0], cases.gradients(*case)
+
     def turn(t):
         return t.transpose(-1, -2).contiguous().transpose(-1, -2) if t.dim() > 2 else t
 
-    tensors = inputs(module)
+    tensors = inputs(case)
     if turned == "inputs":
         tensors = tree_map_only(torch.Tensor, turn, tensors)
     leaves = [t for t in tree_leaves(tensors) if isinstance(t, torch.Tensor) and t.is_floating_point()]
     for t in leaves:
-        t.requires_grad_(getattr(module, "BACKWARD", True))
+        t.requires_grad_(gradients)
     with FakesAreTrue() as mode:
         outputs = tree_leaves(cases.call(module, tensors, "triton"))
-        if getattr(module, "BACKWARD", True):
+        if gradients:
             given = [torch.ones_like(y, memory_format=torch.contiguous_format) for y in outputs]
             torch.autograd.grad(outputs, leaves, [turn(g) for g in given] if turned == "gradients" else given)
     assert mode.seen
 
 
 @pytest.mark.skipif(HERE == "cuda", reason="looks into Triton's interpreter")
-def test_grids_hold_more_sequences_than_one_axis_does(module, monkeypatch):
+def test_grids_hold_more_sequences_than_one_axis_does(case, monkeypatch):
     """2200 x 32 heads, which are not run: axes but the first hold 65,535 programs on a card."""
     from triton.runtime.interpreter import InterpretedFunction
 
     grids = []
     monkeypatch.setattr(InterpretedFunction, "run", lambda self, *args, grid, **options: grids.append(grid))
+    module, smallest = case
     many = {"B": 2200, "H": 32, "Hq": 32, "Hkv": 32, "T": 4, "L": 4}
-    shape = {key: many.get(key, value) for key, value in cases.smallest(module).items()}
+    shape = {key: many.get(key, value) for key, value in smallest.items()}
     tensors = module.tensors(shape, torch.float32, HERE)
-    leaves = cases.leaves(tensors) if getattr(module, "BACKWARD", True) else []
+    leaves = cases.leaves(tensors) if cases.gradients(module, shape) else []
     outputs = tree_leaves(cases.call(module, tensors, "triton"))
     if leaves:
         torch.autograd.backward(outputs, [torch.ones_like(y) for y in outputs])
@@ -114,8 +133,7 @@ def test_every_configuration_equals_the_reference(module, dtype):
     """In float64; on a card, as the shapes that reach every configuration are too much for the interpreter."""
 
     def outcome(tensors, backend):
-        gradients = getattr(module, "BACKWARD", True)
-        return run(lambda **given: cases.call(module, given, backend), tensors, {}, gradients)
+        return run(lambda **given: cases.call(module, given, backend), tensors, {}, cases.gradients(module, shape))
 
     for shape in module.CONFIGS:
         torch.manual_seed(0)
@@ -131,9 +149,8 @@ def test_every_configuration_equals_the_reference(module, dtype):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(HERE != "cuda", reason="needs a CUDA device")
-def test_a_captured_graph_equals_eager_forward_and_backward(module):
-    tensors = inputs(module, torch.bfloat16)
-    backward = getattr(module, "BACKWARD", True)
+def test_a_captured_graph_equals_eager_forward_and_backward(case):
+    module, tensors, backward = case[0], inputs(case, torch.bfloat16), cases.gradients(*case)
     leaves = [t for t in tree_leaves(tensors) if isinstance(t, torch.Tensor) and t.is_floating_point()]
     for t in leaves:
         t.requires_grad_(backward)
