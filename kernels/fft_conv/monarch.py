@@ -1,10 +1,11 @@
 """Long convolution by a whole Fourier transform a program: order-2 Monarch, a sequence never leaves the chip.
 
-Polynomials are multiplied at the n roots x_s = exp(2 pi i (s + 1/4) / n) of x^n = i: what lies beyond x^(n - 1) comes out
-imaginary, so real sequences need neither padding nor a partner to be packed with. With n = P M, token t = p M + i and
-root s = f + P g, a transform is two products with small matrices and a twiddle between them:
+Polynomials are multiplied at the n roots x_s = exp(2 pi j (s + 1/4) / n) of x^n = j: what lies beyond x^(n - 1) comes
+out imaginary, so real sequences need neither padding nor a partner to be packed with. With n = P M, token t = p M + i
+and root s = f + P g, a transform is two products with small matrices and a twiddle between them:
 
-    A[f, i] = sum_p exp(2 pi i (f + 1/4) p / P) x[p, i]         S[f, g] = sum_i A[f, i] exp(2 pi i ((f + 1/4) / n + g / M) i)
+    A[f, i] = sum_p exp(2 pi j (f + 1/4) p / P) x[p, i]
+    S[f, g] = sum_i exp(2 pi j g i / M) (exp(2 pi j (f + 1/4) i / n) A[f, i])
 
 and its inverse is the same backwards. That is 8 P + 16 M operations a token for a convolution, and memory sees each
 stream once; the transform over blocks (`blocks.py`) carries two spectra through it.
@@ -141,8 +142,9 @@ def taps_kernel(
     x_b, x_h, x_t, gate_b, gate_h, gate_t, dy_b, dy_h, dy_t, gate1_b, gate1_h, gate1_t,
     GATED: tl.constexpr, GATED1: tl.constexpr, P: tl.constexpr, M: tl.constexpr, BG: tl.constexpr,
 ):  # fmt: skip
-    """partial[share, h, re | im, f, g]: the sum over a share of the batch of conj(S of gate * x) (S of gate1 * dy), in BG
-    columns g. Tokens come in two halves of each block: both spectra and the sums would else not fit into registers."""
+    """partial[share, h, re | im, f, g]: the sum over a share of the batch of conj(S of gate * x) (S of gate1 * dy), in
+    BG columns g. Tokens come in two halves of each block: both spectra and the sums would else not fit into registers.
+    """
     h = tl.program_id(0).to(tl.int64)
     f = tl.arange(0, P)[:, None]
     i = tl.arange(0, M // 2)[None, :]
@@ -188,7 +190,7 @@ def factors(P: int, M: int, device: torch.device) -> torch.Tensor:
 
 
 def turn(n: int, device: torch.device) -> torch.Tensor:
-    """exp(2 pi i t / (4 n)): what makes roots of x^n = 1 those of x^n = i."""
+    """exp(2 pi j t / (4 n)): what makes roots of x^n = 1 those of x^n = j."""
     return torch.polar(torch.ones(n, device=device), torch.arange(n, device=device) * (math.pi / (2 * n)))
 
 
