@@ -245,13 +245,14 @@ def fits(q: torch.Tensor, v: torch.Tensor, w: torch.Tensor) -> bool:
 def tiling(q: torch.Tensor, v: torch.Tensor, w: torch.Tensor) -> dict:
     """Chunks of 16 tokens, one warp: no step waits for another's, and a token costs the fewest instructions. More warps
     where one's registers would spill: wider tiles, fp32's products (three of TF32), fp16's scales, masked features."""
-    widths = {"D": bucket(q.shape[3], 16), "DV": bucket(v.shape[3], 16), "F": bucket(w.shape[2], 16)}
-    whole = w.shape[2] == widths["F"]
+    width = bucket(max(q.shape[3], v.shape[3], w.shape[2]), 16)
+    whole = w.shape[2] == width
     warps = 8
-    if max(widths.values()) == 16:
+    if width == 16:
         warps = 4 if q.dtype == torch.float32 else 1 if whole and q.dtype == torch.bfloat16 else 2
-    schedule = {"C": 16, "num_warps": warps, "num_stages": 1}
-    return widths | schedule | {"WHOLE": whole, "PRECISION": precision(q.dtype)}
+    # left to itself the assembler aims at fewer registers and spills a few
+    schedule = {"C": 16, "num_warps": warps, "num_stages": 1, "maxnreg": 255}
+    return schedule | {"D": width, "DV": width, "F": width, "WHOLE": whole, "PRECISION": precision(q.dtype)}
 
 
 def shares(batch: int, heads: int, warps: int) -> int:
