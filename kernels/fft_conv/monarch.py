@@ -14,7 +14,8 @@ Precision: products are fp16 with fp32 sums whatever the data's half type. A pro
 it by the power of two that brings its largest element to 1, exactly, and back at the end: fp16 then neither overflows
 nor loses bits, and cosines in it are eight times as precise as in bf16, so they need no low halves.
 """
-# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false
 
 import math
 from functools import lru_cache
