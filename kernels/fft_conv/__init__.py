@@ -1,6 +1,7 @@
 """Long causal convolution, gated: the heart of Hyena, RTF and Monarch Mixer."""
 
 import torch
+import torch.nn.functional as F
 
 from kernels.checks import use_triton
 from kernels.fft_conv import reference
@@ -20,7 +21,7 @@ def fft_conv(
 
     Args:
         u: (B, H, L).
-        k: (H, K); k[:, j] multiplies the token j steps back. Taps beyond L have no effect.
+        k: (H, K); k[:, j] multiplies the token j steps back. Taps beyond L have no effect; none is one of zero.
         skip: (H,), a direct path beside the convolution.
         pre_gate, post_gate: (B, H, L).
         keep: drop all frequencies of the filter but the lowest `keep`, of the power of two at least 2 L that its FFT
@@ -29,8 +30,9 @@ def fft_conv(
 
     Returns:
         (B, H, L), of u's type. torch computes in fp32, or in fp64 where u is fp64. Triton rounds operands to u's type
-        and sums in fp32: by Toeplitz products, which cost in proportion to K where K < L, or for long filters by a
-        Fourier transform over blocks. Both do on matrix units what Fu et al. 2023 (FlashFFTConv, arXiv 2311.05908) do.
+        and sums in fp32: by Toeplitz products, which cost in proportion to K where K < L, or for long filters by
+        Fourier transforms: of a whole sequence a program up to 8,192 tokens (in fp16, scaled), over blocks beyond. All
+        do on matrix units what Fu et al. 2023 (FlashFFTConv, arXiv 2311.05908) do.
 
     Raises:
         ValueError: shapes that do not fit together, an unknown backend, or `keep` with backend="triton".
@@ -44,10 +46,12 @@ def fft_conv(
         raise ValueError(f"expected skip ({k.shape[0]},), got {tuple(skip.shape)}")
     if keep is not None and keep < 1:
         raise ValueError(f"keep must be a number of frequencies of at least 1, got {keep}")
+    if k.shape[1] == 0:
+        k = F.pad(k, (0, 1))
     runs = use_triton(backend, u, k, skip, pre_gate, post_gate)
     if keep is not None and backend == "triton":
         raise ValueError("backend='triton' has no frequency-sparse convolution; with keep use backend='auto'")
-    if runs and keep is None:
+    if runs and keep is None and u.numel():
         from kernels.fft_conv import triton
 
         if backend == "triton" or triton.pays(u, k):

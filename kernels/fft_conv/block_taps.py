@@ -2,7 +2,7 @@
 
 With x the spectrum of the gated input and d that of the gated cotangent, both at the same roots, the matrix of a root
 has the gradient conj(x)^T d, summed over the batch; a Toeplitz matrix takes the sums of its diagonals. What remains is
-linear and small: the adjoint of `blocks.filter_values`.
+linear and small: the adjoint of `blocks.filter_values`, but for its units. Both spectra come divided by P.
 """
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 
@@ -68,14 +68,14 @@ def collect(sums: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def taps_of_values(values: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
-    """The adjoint of `filter_values`: (H, P, 2, 2 M) -> (H, P M)."""
+    """The adjoint of `filter_values`: (H, P, 2, 2 M) -> (H, P M). Times P: divided by P^2, it shall be a mean."""
     blocks, size = values.shape[1], values.shape[3] // 2
     below, above = values[..., :size], values[..., size:]
     angle = (torch.arange(blocks, device=values.device) + 0.25) * (2 * math.pi / blocks)
     c, s = angle.cos().unsqueeze(-1), angle.sin().unsqueeze(-1)
     real = above[:, :, 0] + below[:, :, 0] * c + below[:, :, 1] * s  # (H, P, M)
     imag = above[:, :, 1] - below[:, :, 0] * s + below[:, :, 1] * c
-    return (exact.t() @ torch.cat([real, imag], dim=1)).flatten(1) / blocks
+    return (exact.t() @ torch.cat([real, imag], dim=1)).flatten(1) * blocks
 
 
 def taps_gradient(x, dy, gate, gate1, taps: int, size: int | None = None) -> torch.Tensor:

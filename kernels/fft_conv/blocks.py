@@ -13,7 +13,9 @@ travel through memory, in the input's type. Where a full Monarch FFT would go on
 blocks, the Toeplitz product takes both and the inverse in one step.
 
 Precision: cosines and sines are split into a high and a low half, so constants are not rounded; data are, to the
-input's type, once a step. Sums are fp32.
+input's type, once a step. Sums are fp32. Powers of two keep what is stored within fp16: a spectrum is divided by P (at
+most the largest token then, and the mean that the inverse is), each channel's filter by its largest tap, and each row
+of a product by its largest entry: how large one is depends on how input and filter fit together.
 """
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 
@@ -37,7 +39,7 @@ def spread_kernel(
     x_b, x_h, x_t, gate_b, gate_h, gate_t,
     GATED: tl.constexpr, REVERSED: tl.constexpr, P: tl.constexpr, M: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
-    """spectrum[h, f, re | im, b, i] = sum_p z_f^p (gate * x)[b, h, p M + i]. REVERSED: tokens from last to first."""
+    """spectrum[h, f, re | im, b, i] = sum_p z_f^p (gate * x)[b, h, p M + i] / P. REVERSED: from last to first."""
     b = tl.program_id(0).to(tl.int64)
     h = tl.program_id(2).to(tl.int64)
     p = tl.arange(0, P)
@@ -58,14 +60,17 @@ def spread_kernel(
             value = tl.dot(tl.load(row), tile)
             value = tl.dot(tl.load(row + 2 * P * P), tile, value)  # the low halves
             place = spectrum + (((h * P + f) * 2 + part) * B + b) * M + i
-            tl.store(place, value.to(spectrum.dtype.element_ty))
+            tl.store(place, (value * (1.0 / P)).to(spectrum.dtype.element_ty))
 
 
 @triton.jit
 def mix_kernel(
-    spectrum, bands, product, B, M: tl.constexpr, BR: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
+    spectrum, bands, unit, product, scales, B,
+    P: tl.constexpr, M: tl.constexpr, BR: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """product[hf, :, b, j] = sum_i spectrum[hf, :, b, i] T[j - i], complex, T the Toeplitz matrix of one root."""
+    """product[hf, :, b, j] = sum_i spectrum[hf, :, b, i] T[j - i], complex, T the Toeplitz matrix of one root.
+
+    Divided by scales[hf, j // BN, b], a power of two. T comes in units of unit[h]."""
     root = tl.program_id(0).to(tl.int64)
     rows = tl.program_id(1) * BR + tl.arange(0, BR)[:, None]
     columns = tl.program_id(2) * BN + tl.arange(0, BN)[None, :]
@@ -84,33 +89,42 @@ def mix_kernel(
         imag_imag = tl.dot(x_imag, t_imag, imag_imag)
         y_imag = tl.dot(x_real, t_imag, y_imag)
         y_imag = tl.dot(x_imag, t_real, y_imag)
+    y_real = real_real - imag_imag
+    largest = tl.max(tl.maximum(tl.abs(y_real), tl.abs(y_imag)), 1, keep_dims=True)
+    exponent = tl.maximum(largest, 1e-30).to(tl.int32, bitcast=True) & 0x7F800000
+    inverse = (0x7F000000 - exponent).to(tl.float32, bitcast=True)
     place = product + root * 2 * B * M + rows * M + columns
-    tl.store(place, (real_real - imag_imag).to(product.dtype.element_ty), mask=rows < B)
-    tl.store(place + B * M, y_imag.to(product.dtype.element_ty), mask=rows < B)
+    tl.store(place, (y_real * inverse).to(product.dtype.element_ty), mask=rows < B)
+    tl.store(place + B * M, (y_imag * inverse).to(product.dtype.element_ty), mask=rows < B)
+    scale = exponent.to(tl.float32, bitcast=True) * tl.load(unit + root // P)
+    tl.store(scales + (root * (M // BN) + tl.program_id(2)) * B + rows, scale, mask=rows < B)
 
 
 @triton.jit
 def gather_kernel(
-    product, table, gate1, gate2, y1, y2, B, H, L,
+    product, scales, table, gate1, gate2, y1, y2, B, H, L,
     gate1_b, gate1_h, gate1_t, gate2_b, gate2_h, gate2_t, y1_b, y1_h, y1_t, y2_b, y2_h, y2_t,
     GATED1: tl.constexpr, SECOND: tl.constexpr, REVERSED: tl.constexpr,
-    P: tl.constexpr, M: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
+    P: tl.constexpr, M: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """y1[b, h, p M + i] = gate1 * sum_f Re(z_f^-p product[h, f, :, b, i]), and where SECOND y2 with gate2."""
+    """y1[b, h, p M + i] = gate1 * sum_f Re(z_f^-p (scales product)[h, f, :, b, i]), and where SECOND y2 with gate2."""
     b = tl.program_id(0).to(tl.int64)
     h = tl.program_id(2).to(tl.int64)
     f = tl.arange(0, P)[:, None]
     i = tl.program_id(1) * BC + tl.arange(0, BC)[None, :]
     place = product + ((h * P + f) * 2 * B + b) * M + i
-    real = tl.load(place)  # (P, BC)
-    imag = tl.load(place + B * M)
+    scale = tl.load(scales + ((h * P + f) * (M // BN) + tl.program_id(1) * BC // BN) * B + b)  # (P, 1)
+    largest = tl.maximum(tl.max(scale), 1e-37)  # of a filter of 1e-15 and no input, the scale is zero
+    factor = (scale / largest).to(product.dtype.element_ty)
+    real = tl.load(place) * factor  # (P, BC)
+    imag = tl.load(place + B * M) * factor
     for first in range(0, P, BP):
         p = first + tl.arange(0, BP)[:, None]
         row = table + p * P + tl.arange(0, P)[None, :]  # [p, f]: the table given here is the transposed one
         y = tl.dot(tl.load(row), real)
         y = tl.dot(tl.load(row + 2 * P * P), real, y)
         y = tl.dot(tl.load(row + P * P), imag, y)
-        y = tl.dot(tl.load(row + 3 * P * P), imag, y)
+        y = tl.dot(tl.load(row + 3 * P * P), imag, y) * largest
         token = p * M + i
         inside = token < L
         at = token
@@ -141,17 +155,22 @@ def roots(blocks: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.
     )
 
 
-def filter_values(k: torch.Tensor, skip, blocks: int, size: int, exact: torch.Tensor) -> torch.Tensor:
-    """(H, P, 2, 2 M), fp32: the Toeplitz matrix of each root, entry M + d on diagonal d, divided by P."""
+def filter_values(
+    k: torch.Tensor, skip, blocks: int, size: int, exact: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(H, P, 2, 2 M), fp32: the Toeplitz matrix of each root, entry M + d on diagonal d, in units of (H,), fp32: powers
+    of two that leave no tap above 1, and so no entry above P."""
     k = k[:, : blocks * size].float()
     if skip is not None:
         k = torch.cat([k[:, :1] + skip.float().unsqueeze(-1), k[:, 1:]], dim=-1)
-    k = torch.nn.functional.pad(k, (0, blocks * size - k.shape[1])).unflatten(1, (blocks, size)) / blocks
+    unit = k.abs().amax(1).frexp().exponent.clamp(-126, 127).float().exp2()
+    k = k / unit.unsqueeze(-1)
+    k = torch.nn.functional.pad(k, (0, blocks * size - k.shape[1])).unflatten(1, (blocks, size))
     real, imag = (exact @ k).chunk(2, dim=1)  # (H, P, M) each
     angle = (torch.arange(blocks, device=k.device) + 0.25) * (2 * math.pi / blocks)
     c, s = angle.cos().unsqueeze(-1), angle.sin().unsqueeze(-1)
     below = torch.stack([real * c - imag * s, real * s + imag * c], dim=2)  # diagonals under the main one: times z
-    return torch.cat([below, torch.stack([real, imag], dim=2)], dim=-1)
+    return torch.cat([below, torch.stack([real, imag], dim=2)], dim=-1), unit
 
 
 def layout(length: int, size: int | None) -> tuple[int, int]:
@@ -164,7 +183,7 @@ def layout(length: int, size: int | None) -> tuple[int, int]:
 
 
 def spread(x, gate, table: torch.Tensor, size: int, *, reverse: bool) -> torch.Tensor:
-    """(H, P, 2, B, M): the blocks of gate * x evaluated at the roots."""
+    """(H, P, 2, B, M): the blocks of gate * x evaluated at the roots, divided by P."""
     batch, channels, length = x.shape
     blocks = table.shape[1]
     spectrum = torch.empty(channels, blocks, 2, batch, size, dtype=x.dtype, device=x.device)
@@ -182,7 +201,7 @@ def convolve(x, k, skip, gate, gate1, gate2=None, *, transposed=False, size=None
     batch, channels, length = x.shape
     size, blocks = layout(length, size)
     table, transposed_table, exact = roots(blocks, x.dtype, x.device)
-    values = filter_values(k, skip, blocks, size, exact)
+    values, unit = filter_values(k, skip, blocks, size, exact)
     bands = torch.empty(channels * blocks, 2, 8, 2 * size, dtype=x.dtype, device=x.device)
     bands_kernel[(channels * blocks * 2, 1)](
         values, k, bands, 2 * size, 2 * size, 0, TRANSPOSED=False, SKIP=False, BW=2 * size
@@ -190,8 +209,9 @@ def convolve(x, k, skip, gate, gate1, gate2=None, *, transposed=False, size=None
     spectrum = spread(x, gate, table, size, reverse=transposed)
     product = torch.empty_like(spectrum)
     rows, width = bucket(batch, 16, 128), min(128, size)
+    scales = torch.empty(channels * blocks, size // width, batch, dtype=torch.float32, device=x.device)
     mix_kernel[(channels * blocks, triton.cdiv(batch, rows), size // width)](
-        spectrum, bands, product, batch, M=size, BR=rows, BN=width, BK=min(32, size),
+        spectrum, bands, unit, product, scales, batch, P=blocks, M=size, BR=rows, BN=width, BK=min(32, size),
         num_warps=8 if rows >= 64 else 4,
     )  # fmt: skip
     y1 = torch.empty_like(x)
@@ -199,8 +219,8 @@ def convolve(x, k, skip, gate, gate1, gate2=None, *, transposed=False, size=None
     tensors, strides = pointers(x, gate1, gate2, y1, y2)
     columns = min(COLUMNS, size)
     gather_kernel[(batch, size // columns, channels)](
-        product, transposed_table, *tensors[1:], batch, channels, length, *strides[3:],
+        product, scales, transposed_table, *tensors[1:], batch, channels, length, *strides[3:],
         GATED1=gate1 is not None, SECOND=gate2 is not None, REVERSED=transposed,
-        P=blocks, M=size, BC=columns, BP=min(64, blocks), num_stages=2,
+        P=blocks, M=size, BC=columns, BP=min(64, blocks), BN=width, num_stages=2,
     )  # fmt: skip
     return y1 if y2 is None else (y1, y2)

@@ -255,13 +255,14 @@ def taps_gradient(x, dy, gate, gate1, taps: int) -> torch.Tensor:
         rows, warps, stages = 64, 8, 2
     else:
         rows, warps, stages = 32, 4, 3
+    fewest = 32 if x.dtype == torch.float32 else 64  # tokens a block: four warps spill 32 in fp32
     shares = max(1, min(SHARES, 264 // (channels * (reach + 1)), triton.cdiv(batch, rows)))
     partial = x.new_empty(shares, 4, channels, (reach + 1) * size, dtype=torch.float32)
     tensors, strides = pointers(x, dy, gate, gate1)
     taps_kernel[(reach + 1, channels, shares)](
         *tensors, partial, batch, channels, length, blocks, reach, *strides,
         GATED=gate is not None, GATED1=gate1 is not None, M=size, BR=rows, PRECISION=precision(x.dtype),
-        num_warps=warps if size >= 64 else 4, num_stages=stages,
+        num_warps=warps if size >= fewest else 4, num_stages=stages,
     )  # fmt: skip
     sums = partial.view(shares * 4, channels, -1).sum(0)
     if sums.shape[1] >= taps:

@@ -1,4 +1,4 @@
-"""The gated long convolution as operators: forward and backward, by Toeplitz products or a transform over blocks.
+"""The gated long convolution as operators: by Toeplitz products, a whole transform a program, or one over blocks.
 
 Backward keeps the inputs alone. With w = pre_gate u and c = k conv w: dpost = dy c is the forward with dy in place of
 the post gate; du = pre_gate g and dpre = u g share one correlation g of post_gate dy with the taps.
@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
-from kernels.fft_conv import block_taps, blocks, toeplitz
+from kernels.fft_conv import block_taps, blocks, monarch, toeplitz
 
-BLOCKS_FROM = 8192  # taps in reach from which the transform over blocks beats the Toeplitz product on an H100
+MONARCH_FROM = 1280  # taps in reach from which a whole transform beats the Toeplitz product, on an H200
+MONARCH_FROM = 1280  # taps in reach from which a whole transform beats the Toeplitz product on an H200
+BLOCKS_FROM = 8192  # and from which, beyond that transform's lengths, the one over blocks does on an H100
 TAPS_FROM = 4096  # and from which it does for the gradient of the taps
 SINGLE_UPTO = 4096  # and up to which that beats cuFFT where data is fp32
 
@@ -21,20 +23,31 @@ def pays(u: torch.Tensor, k: torch.Tensor) -> bool:
     return reach <= (SINGLE_UPTO if u.dtype == torch.float32 else blocks.LONGEST)
 
 
-def by_blocks(x: torch.Tensor, taps: int, start: int) -> bool:
-    return min(x.shape[-1], taps) >= start and x.dtype != torch.float32 and x.shape[-1] <= blocks.LONGEST
+def way(x: torch.Tensor, taps: int, blocks_from: int) -> str:
+    """The fastest algorithm on a GPU: "toeplitz", "monarch" or "blocks"."""
+    length, reach = x.shape[-1], min(x.shape[-1], taps)
+    if x.dtype == torch.float32:
+        return "toeplitz"
+    if monarch.LONGER_THAN < length <= monarch.LONGEST and reach >= MONARCH_FROM:
+        return "monarch"
+    return "blocks" if length <= blocks.LONGEST and reach >= blocks_from else "toeplitz"
 
 
 def convolve(x, k, skip, gate, gate1, gate2=None, *, transposed=False) -> Any:
-    """gate1 * conv(gate * x, k), and with gate2 also gate2 * the same, by the faster algorithm."""
-    algorithm = blocks.convolve if by_blocks(x, k.shape[1], BLOCKS_FROM) else toeplitz.convolve
+    """gate1 * conv(gate * x, k), and with gate2 also gate2 * the same, by the fastest algorithm."""
+    ways = {"toeplitz": toeplitz.convolve, "monarch": monarch.convolve, "blocks": blocks.convolve}
+    algorithm = ways[way(x, k.shape[1], BLOCKS_FROM)]
     return algorithm(x, k, skip, gate, gate1, gate2, transposed=transposed)
 
 
 def taps_gradient(x, dy, gate, gate1, taps: int) -> torch.Tensor:
-    """dk (H, taps), fp32, by the faster algorithm."""
-    algorithm = block_taps.taps_gradient if by_blocks(x, taps, TAPS_FROM) else toeplitz.taps_gradient
-    return algorithm(x, dy, gate, gate1, taps)
+    """dk (H, taps), fp32, by the fastest algorithm."""
+    ways = {
+        "toeplitz": toeplitz.taps_gradient,
+        "monarch": monarch.taps_gradient,
+        "blocks": block_taps.taps_gradient,
+    }
+    return ways[way(x, taps, TAPS_FROM)](x, dy, gate, gate1, taps)
 
 
 @torch.library.custom_op("mad::fft_conv", mutates_args=())

@@ -37,8 +37,10 @@ def hedgehog_attention(
         backend: "auto" | "torch" | "triton".
 
     Returns:
-        (B, H, T, dv), of v's type; softmaxes and sums in fp32, or in fp64 where v is fp64. Cost: T (2 f + dv) a token
-        with a window or while T is at most 8 f, a state of 2 f dv beyond.
+        (B, H, T, dv), of v's type; softmaxes and sums in fp32, or in fp64 where v is fp64. Triton's cost a token: a
+        state of 2 f dv, with a window also (window + 64) (2 f + d + dv). Without a window and up to 8 f tokens, heads
+        too wide for fused features, or few long sequences, cost T (2 f + dv). The reference's window costs
+        T (2 f + d + dv).
 
     Raises:
         ValueError: shapes that do not fit together, a mix without a window, or an unknown backend.

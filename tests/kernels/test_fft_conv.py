@@ -51,38 +51,112 @@ def test_without_skip(where):
     verify(kernels.fft_conv, oracle, {"u": u, "k": k}, wide=("k",), **where)
 
 
-@pytest.mark.parametrize("batch, length, taps, size", [(1, 1, 1, 16), (3, 255, 255, 16), (2, 200, 60, 32)])
-def test_transform_over_blocks(where, monkeypatch, batch, length, taps, size):
-    """Blocks of 16 tokens, or of two tiles of 16, instead of 128, so that short sequences have many."""
+@pytest.fixture
+def in_small_blocks(monkeypatch):
+    """size -> every convolution goes by blocks of that many tokens, not 128, so that short sequences have many."""
     from kernels.fft_conv import block_taps, blocks, triton
 
+    def cut(size):
+        def by_blocks(*tensors, transposed=False):
+            return blocks.convolve(*tensors, transposed=transposed, size=size)
+
+        def taps_by_blocks(*given):
+            return block_taps.taps_gradient(*given, size=size)
+
+        monkeypatch.setattr(triton, "convolve", by_blocks)
+        monkeypatch.setattr(triton, "taps_gradient", taps_by_blocks)
+        monkeypatch.setattr(block_taps, "TILE", max(16, size // 2))
+
+    return cut
+
+
+@pytest.mark.parametrize(
+    "batch, length, taps, size", [(1, 1, 1, 16), (3, 255, 255, 16), (2, 200, 60, 32), (1, 999, 999, 256)]
+)
+def test_transform_over_blocks(where, in_small_blocks, batch, length, taps, size):
+    """Blocks of one tile of 16 tokens, of two, and as the longest sequences have them."""
     if where["device"] == "cuda" and where["dtype"] == torch.float32:
         pytest.skip("fp32 does not take this way")
-
-    def by_blocks(*tensors, transposed=False):
-        return blocks.convolve(*tensors, transposed=transposed, size=size)
-
-    def taps_by_blocks(*given):
-        return block_taps.taps_gradient(*given, size=size)
-
-    monkeypatch.setattr(triton, "convolve", by_blocks)
-    monkeypatch.setattr(triton, "taps_gradient", taps_by_blocks)
-    monkeypatch.setattr(block_taps, "TILE", 16)
+    in_small_blocks(size)
     verify(kernels.fft_conv, oracle, streams(batch, 1, length, taps), wide=("k", "skip"), **where)
 
 
-@pytest.mark.parametrize("length", [4100, 16500])
-def test_long_filters(where, length):
-    if where["dtype"] == torch.float32:
-        pytest.skip("fp32 does not take this way")
-    if where["device"] == "cpu" and length > 5000:
+@pytest.mark.parametrize(
+    "u, k, gated",
+    [
+        (1.0, 3e-4, False),
+        (1.0, 1e-4, True),
+        (1e-3, "constant", False),
+        (30000.0, "constant", False),
+        (30000.0, 0.1, False),
+    ],
+)
+def test_neither_small_filters_nor_large_inputs_are_lost(half, in_small_blocks, u, k, gated):
+    """Of fp16, whose numbers reach from 6e-8 to 65504. Inputs from 1000 on are constant, the worst for a transform."""
+    given = streams(1, 1, 500, 500, gated)
+    given["u"] = torch.full_like(given["u"], u) if u > 1000 else u * given["u"]
+    if k == "constant":
+        given |= {"k": torch.full_like(given["k"], 1 / 500), "skip": 0 * given["skip"]}
+    else:
+        given |= {"k": k * given["k"], "skip": k * given["skip"]}
+    in_small_blocks(16)
+    verify(kernels.fft_conv, oracle, given, wide=("k", "skip"), **half)
+
+
+@pytest.fixture
+def in_small_transforms(monkeypatch):
+    """Every convolution by a whole transform of 16 blocks of 32 tokens."""
+    from kernels.fft_conv import monarch, triton
+
+    monkeypatch.setattr(monarch, "SIZES", {512: (64, 32) if HERE == "cuda" else (16, 32)})
+    monkeypatch.setattr(monarch, "PROGRAMS", 2)  # a share of the batch has several rows
+    monkeypatch.setattr(triton, "convolve", monarch.convolve)
+    monkeypatch.setattr(triton, "taps_gradient", monarch.taps_gradient)
+
+
+@pytest.mark.parametrize("batch, length, taps", [(1, 1, 1), (5, 512, 512), (3, 299, 60), (2, 63, 100)])
+def test_whole_transforms(half, in_small_transforms, batch, length, taps):
+    verify(kernels.fft_conv, oracle, streams(batch, 1, length, taps), wide=("k", "skip"), **half)
+
+
+@pytest.mark.parametrize("u, k", [(1.0, 1e-4), (1e-3, 1.0), (30000.0, 0.1), (0.0, 1.0)])
+def test_whole_transforms_of_any_scale(half, in_small_transforms, u, k):
+    """The products are fp16's: sequences and filters are scaled to it and back. A sequence of zeros stays that."""
+    given = streams(1, 2, 500, 500, gated=False)
+    given |= {"u": u * given["u"].clamp(-2, 2), "k": k * given["k"], "skip": k * given["skip"]}
+    if u:
+        verify(kernels.fft_conv, oracle, given, wide=("k", "skip"), **half)
+    else:
+        given = {name: t.to(half["device"], half["dtype"]) for name, t in given.items()}
+        assert not kernels.fft_conv(**given, backend="triton").any()
+
+
+@pytest.mark.parametrize(
+    "length, taps, ways",
+    [(5000, 5000, "mmm"), (5000, 900, "ttt"), (2048, 2048, "ttt"), (8200, 8200, "bbb"), (16400, 16400, "bbb")],
+)
+def test_long_filters(half, monkeypatch, length, taps, ways):
+    """By the algorithms that the thresholds choose for output, gradient of the input, and of the taps: t Toeplitz
+    products, m whole transforms, b those over blocks, of 128 tokens or of 256. What takes the interpreter too long is
+    left out."""
+    if length > 16384 and half["device"] == "cpu":
         pytest.skip("takes the interpreter too long")
-    given = streams(1, 1, length, length)
-    u, k, skip, pre, post = (t.to(where["device"]) for t in given.values())
-    u, pre, post = (t.to(where["dtype"]) for t in (u, pre, post))
-    got = kernels.fft_conv(u, k.float(), skip=skip.float(), pre_gate=pre, post_gate=post, backend="triton")
-    want = kernels.fft_conv(u.double(), k, skip=skip, pre_gate=pre.double(), post_gate=post.double(), backend="torch")
-    assert relative_error(got, want) < (1e-2 if where["dtype"] == torch.bfloat16 else 1e-3)
+    from kernels.fft_conv import block_taps, blocks, monarch, toeplitz
+
+    taken = []
+
+    def note(module, name, way):
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given, **options: taken.append(way) or function(*given, **options))
+
+    for name, fast in (("convolve", blocks), ("taps_gradient", block_taps)):
+        note(toeplitz, name, "t")
+        note(monarch, name, "m")
+        note(fast, name, "b")
+    gradients = length < 8192 or half["device"] == "cuda"
+    given = streams(1, 1, length, taps, gated=False)
+    verify(kernels.fft_conv, kernels.fft_conv, given, wide=("k", "skip"), gradients=gradients, **half)
+    assert "".join(taken) == (ways if gradients else ways[0])
 
 
 @pytest.mark.parametrize("length, keep", [(1, 1), (60, 3), (60, 20), (60, 100), (64, 64)])
@@ -101,6 +175,32 @@ def test_a_skip_in_any_layout_and_gates_of_another_type(backend):
         assert relative_error(got, oracle(u.double(), k.double(), skip=skip.double())) < 1e-5
     gates = {"pre_gate": given["pre_gate"], "post_gate": given["post_gate"]}
     assert kernels.fft_conv(u.half(), k, **gates, backend=backend).dtype == torch.float16
+
+
+@pytest.mark.parametrize("batch, channels, length, taps", [(2, 3, 5, 0), (2, 3, 0, 4), (0, 3, 5, 4), (2, 0, 5, 4)])
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_nothing_at_all_of_one_dimension(backend, batch, channels, length, taps):
+    """Without taps there is the direct path; without anything else no gradient but of zeros."""
+    torch.manual_seed(3)
+    u, pre, post, weight = torch.randn(4, batch, channels, length, device=HERE)
+    k, skip = torch.randn(channels, taps, device=HERE), torch.randn(channels, device=HERE)
+    given = [t.requires_grad_() for t in (u, k, skip, pre, post)]
+    got = kernels.fft_conv(u, k, skip=skip, pre_gate=pre, post_gate=post, backend=backend)
+    want = skip[:, None] * u * pre * post
+    torch.testing.assert_close(got, want)
+    grads = (torch.autograd.grad(y, given, weight, allow_unused=True) for y in (got, want))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b)
+
+
+@pytest.mark.parametrize("k", [0.0, 1e-20])
+def test_what_is_zero_stays_zero_over_blocks(in_small_blocks, k):
+    """A sequence of zeros beside one that is not, and a filter whose products no number of two bytes holds."""
+    in_small_blocks(16)
+    u = torch.ones(2, 1, 40, device=HERE, dtype=torch.float16)
+    u[1] = 0
+    got = kernels.fft_conv(u, torch.full((1, 40), k, device=HERE), backend="triton")
+    assert torch.equal(got, torch.zeros_like(u))
 
 
 def test_is_a_well_formed_operator():

@@ -47,18 +47,59 @@ EXAMPLES = [
     ((1, 1, 1, 16, 16, 16), {}),
     ((2, 3, 63, 16, 24, 10), {"normalize": False}),
     ((1, 1, 127, 24, 16, 16), {}),
-    ((1, 1, 200, 16, 16, 8), {}),  # beyond four times the features: with a state
-    ((1, 3, 40, 100, 16, 16), {"window": 9}),
-    ((2, 1, 70, 16, 24, 16, True), {"window": 33}),
+    ((1, 1, 200, 16, 16, 8), {}),  # with features in memory: beyond four times as many tokens, so with a state
+    ((1, 2, 40, 100, 16, 16), {}),  # too wide for features to be formed within the attention
+    ((1, 1, 1, 16, 16, 16), {"window": 1}),
+    ((1, 3, 63, 100, 16, 16), {"window": 5}),
+    ((1, 1, 200, 16, 24, 16, True), {"window": 5}),
+    ((1, 1, 127, 24, 16, 10, True), {"window": 1, "normalize": False}),
+    ((1, 1, 200, 16, 16, 8, True), {"window": 64}),
+    ((1, 1, 130, 16, 72, 35), {"window": 33}),  # three tiles of features, and of values, a state
     ((1, 2, 20, 16, 16, 16, True), {"window": 64, "normalize": False}),
 ]
+WIDE = ("w_q", "w_k", "mix_near", "mix_far")
 
 
 @pytest.mark.parametrize("shape, options", EXAMPLES)
 def test_equals_the_weights_written_out(where, shape, options):
     given = example(*shape)
-    scale = 3 if "mix_near" in given else 1  # its gradient is one number a head, a sum over all tokens that cancels
-    verify(call, oracle, given, wide=("w_q", "w_k", "mix_near", "mix_far"), scale=scale, **options, **where)
+    mix = {name: given.pop(name).float().to(where["device"]) for name in WIDE[2:] if name in given}
+    verify(call, oracle, given, wide=WIDE, **mix, **options, **where)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_mix_learns(where, normalize):
+    """Its gradient is one number a head, a sum over all tokens that cancels."""
+    verify(
+        call, oracle, example(1, 2, 130, 16, 16, 8, True), wide=WIDE, scale=3, window=20, normalize=normalize, **where
+    )
+
+
+def test_a_window_off_by_one_is_seen(where):
+    def wrong(window, **given):
+        return oracle(window=window + 1, **given)
+
+    with pytest.raises(AssertionError, match="out 0: relative error"):
+        verify(call, wrong, example(1, 1, 40, 16, 16, 8), wide=WIDE, window=5, **where)
+
+
+@pytest.mark.parametrize("shape, options", [EXAMPLES[i] for i in (0, 1, 3)])
+def test_so_do_features_in_memory(where, shape, options, monkeypatch):
+    from kernels.hedgehog_attention import fused
+
+    monkeypatch.setattr(fused, "fits", lambda *args: False)
+    verify(call, oracle, example(*shape), wide=WIDE, **options, **where)
+
+
+@pytest.mark.parametrize("narrow", [True, False], ids=["fused", "in memory"])
+def test_shares_of_a_batch_are_added(where, narrow, monkeypatch):
+    """Seven sequences to two shares, four and three; of three chunks each, the last with a rest."""
+    from kernels.hedgehog_attention import features, fused
+
+    monkeypatch.setattr(fused, "fits", lambda *args: narrow)
+    monkeypatch.setattr(fused, "shares", lambda *args: 2)
+    monkeypatch.setattr(features, "PROGRAMS", 4)
+    verify(call, oracle, example(7, 2, 40, 16, 16, 10), wide=WIDE, **where)
 
 
 @pytest.mark.parametrize("shape, options", EXAMPLES)
@@ -75,9 +116,10 @@ def test_no_tokens():
 def test_are_well_formed_operators():
     from kernels.hedgehog_attention import features, triton
 
-    q, k, v, w, _ = (t.float().to(HERE).requires_grad_() for t in example(1, 1, 9, 16, 16, 8).values())
-    torch.library.opcheck(features.features, (q, w))
-    phi = features.features(q, w).detach().requires_grad_()
+    q, k, v, w_q, w_k = (t.float().to(HERE).requires_grad_() for t in example(1, 1, 9, 16, 16, 8).values())
+    torch.library.opcheck(triton.attend, (q, k, v, w_q, w_k, True, 0.1))
+    torch.library.opcheck(features.features, (q, w_q))
+    phi = features.features(q, w_q).detach().requires_grad_()
     torch.library.opcheck(
         triton.pairs, (q, k, v, phi, phi.detach().clone(), torch.ones(2, 1, device=HERE), 4, True, 0.1)
     )
