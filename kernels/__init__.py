@@ -9,9 +9,9 @@ To add a kernel, make a folder `kernels/NAME/`:
     __init__.py   the function that layers call: its docstring holds formula, shapes, errors and source; it checks the
                   shapes and chooses with `checks.use_triton`. Import it below.
     reference.py  the same in plain torch, fp64 kept: what runs without a GPU. It must not import Triton.
-    triton.py     the kernels and their launches, as torch.library custom operators with a fake and a backward. Block
-                  sizes by a named rule from shapes (`tiles.bucket`), not by autotuning: a sweep over many shapes then
-                  compiles each kernel a handful of times. fp32 sums, `tiles.precision` for products.
+    triton.py     the kernels and their launches, as custom operators (`tiles.operator`) with a fake and a backward.
+                  Block sizes by a named rule from shapes (`tiles.bucket`), not by autotuning: a sweep over many shapes
+                  then compiles each kernel a handful of times. fp32 sums, `tiles.precision` for products.
     cases.py      shapes to time, and small shapes that reach every configuration: see `kernels.cases`.
 and a test `tests/kernels/test_NAME.py` that holds it against an oracle (a loop, a dense matrix) with `testing.verify`.
 The rest finds it by itself: `python -m kernels.offline NAME` compiles every configuration for an H100 without having

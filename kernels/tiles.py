@@ -1,4 +1,5 @@
-"""What the Triton kernels share: block sizes by bucket, the precision of products on matrix units, and the grid.
+"""What the Triton kernels share: the operators that launch them, block sizes by bucket, the precision of products on
+matrix units, and the grid.
 
 Block sizes come from shapes by named rules, not from an autotuner: a sweep over many shapes then compiles each kernel a
 handful of times. Ranks stay small: no block below 16, the least a matrix unit takes.
@@ -6,6 +7,9 @@ handful of times. Ranks stay small: no block below 16, the least a matrix unit t
 # pyright: reportArgumentType=false, reportOperatorIssue=false
 
 import os
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import torch
 import triton
@@ -16,6 +20,30 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 LOG2E = tl.constexpr(1.4426950408889634)  # exp(x) = exp2(x LOG2E), the faster of the two
 MOST = 65535  # programs that CUDA allows on the second and on the third axis of a grid; on the first, 2^31 - 1
+
+
+def operator(name: str) -> Callable[[Callable], Any]:
+    """`@operator("mad::name")`: a torch.library custom operator, of a tensor first, whose kernels run where that lies.
+
+    Triton launches on the current device, whichever has the tensors: on another GPU's memory, an illegal access.
+    """
+
+    def define(function: Callable) -> Any:
+        @wraps(function)
+        def run(first: torch.Tensor, *others, **options):
+            if elsewhere(first):
+                with torch.cuda.device(first.device):
+                    return function(first, *others, **options)
+            return function(first, *others, **options)
+
+        return torch.library.custom_op(name, run, mutates_args=())
+
+    return define
+
+
+def elsewhere(t: torch.Tensor) -> bool:
+    """Whether it lies on a GPU that is not the current one."""
+    return t.is_cuda and t.get_device() != torch.cuda.current_device()
 
 
 def bucket(n: int, low: int = 16, high: int = 128) -> int:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from kernels.activations import activate, slope
-from kernels.tiles import bucket, precision
+from kernels.tiles import bucket, operator, precision
 
 PROGRAMS = 264  # two for each SM of an H100: as many shares of the rows are made for the blocks' gradients
 
@@ -106,7 +106,7 @@ def tiling(rows: int, inputs: int, outputs: int, dtype: torch.dtype, products: i
     }  # fmt: skip
 
 
-@torch.library.custom_op("mad::block_product", mutates_args=())
+@operator("mad::block_product")
 def product(x: torch.Tensor, w: torch.Tensor, transposed: bool, x_at: list[int], y_at: list[int]) -> torch.Tensor:
     """x (N, G I), w (G, I, O), or transposed (G, O, I), of x's type; strides of (g, i) in x and of (g, o) in y."""
     blocks = w.shape[0]
@@ -127,7 +127,7 @@ def _(x, w, transposed, x_at, y_at):
     return x.new_empty(x.shape[0], w.shape[0] * w.shape[1 if transposed else 2])
 
 
-@torch.library.custom_op("mad::block_gradient", mutates_args=())
+@operator("mad::block_gradient")
 def weights_gradient(
     x: torch.Tensor, dy: torch.Tensor, blocks: int, inputs: int, outputs: int, x_at: list[int], y_at: list[int]
 ) -> torch.Tensor:
@@ -181,7 +181,7 @@ def launch_glu(x, gate, value, dy, activation: str) -> list[torch.Tensor]:
     return results
 
 
-@torch.library.custom_op("mad::block_glu", mutates_args=())
+@operator("mad::block_glu")
 def glu(x: torch.Tensor, gate: torch.Tensor, value: torch.Tensor, activation: str) -> torch.Tensor:
     return launch_glu(x, gate, value, None, activation)[0]
 
@@ -191,7 +191,7 @@ def _(x, gate, value, activation):
     return x.new_empty(x.shape[0], gate.shape[0] * gate.shape[2])
 
 
-@torch.library.custom_op("mad::block_glu_backward", mutates_args=())
+@operator("mad::block_glu_backward")
 def glu_backward(
     x: torch.Tensor, gate: torch.Tensor, value: torch.Tensor, dy: torch.Tensor, activation: str
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -28,7 +28,7 @@ import triton.language as tl
 
 from kernels.delta_rule.scan import chunk_kernel, scan_kernel
 from kernels.delta_rule.slopes import reverse_kernel, slope_kernel
-from kernels.tiles import bucket, grid
+from kernels.tiles import bucket, grid, operator
 
 
 def blocks(q: torch.Tensor, v: torch.Tensor) -> dict:
@@ -78,7 +78,7 @@ def chunk_terms(q, k, beta, decay, sizes: dict) -> tuple[torch.Tensor, torch.Ten
     return solve, scores
 
 
-@torch.library.custom_op("mad::delta_rule", mutates_args=())
+@operator("mad::delta_rule")
 def forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -106,7 +106,7 @@ def _(q, k, v, beta, decay, first):
     return torch.empty_like(v), q.new_empty(*q.shape[:2], q.shape[3], v.shape[3], dtype=torch.float32)
 
 
-@torch.library.custom_op("mad::delta_rule_backward", mutates_args=())
+@operator("mad::delta_rule_backward")
 def gradients(
     q: torch.Tensor,
     k: torch.Tensor,

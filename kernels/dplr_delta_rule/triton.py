@@ -35,7 +35,7 @@ import torch.nn.functional as F
 import triton
 
 from kernels.dplr_delta_rule.walks import forward_kernel, key_kernel, query_kernel, reverse_kernel
-from kernels.tiles import bucket, grid
+from kernels.tiles import bucket, grid, operator
 
 
 def blocks(rows: int, columns: int) -> dict[str, int]:
@@ -53,7 +53,7 @@ def strides(q: torch.Tensor, v: torch.Tensor) -> list[int]:
     return [*q.stride()[:3], *v.stride()[:3]]
 
 
-@torch.library.custom_op("mad::dplr_delta_rule", mutates_args=())
+@operator("mad::dplr_delta_rule")
 def forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -81,7 +81,7 @@ def _(q, k, v, a, b, decay, first):
     return torch.empty_like(v), last, torch.empty_like(v, dtype=torch.float32)
 
 
-@torch.library.custom_op("mad::dplr_delta_rule_backward", mutates_args=())
+@operator("mad::dplr_delta_rule_backward")
 def gradients(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from kernels.activations import activate, slope
-from kernels.tiles import bucket
+from kernels.tiles import bucket, operator
 
 
 @triton.jit
@@ -103,7 +103,7 @@ def tiling(inputs: int, outputs: int, dtype: torch.dtype) -> dict:
     return options | {"BN": 64, "BW": 32, "num_warps": 4, "num_stages": 3}
 
 
-@torch.library.custom_op("mad::gated_mlp", mutates_args=())
+@operator("mad::gated_mlp")
 def forward(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor, activation: str) -> torch.Tensor:
     """x (N, D), up (2 W, D), down (O, W), contiguous and of one type; multiples of 16 but N -> (N, O)."""
     y = x.new_empty(x.shape[0], down.shape[0])
@@ -120,7 +120,7 @@ def _(x, up, down, activation):
     return x.new_empty(x.shape[0], down.shape[0])
 
 
-@torch.library.custom_op("mad::gated_mlp_backward", mutates_args=())
+@operator("mad::gated_mlp_backward")
 def backward(
     x: torch.Tensor, up: torch.Tensor, down: torch.Tensor, dy: torch.Tensor, activation: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

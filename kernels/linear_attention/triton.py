@@ -6,9 +6,10 @@ from typing import Any
 import torch
 
 from kernels.linear_attention.sums import add_up, scan, sum_gradient
+from kernels.tiles import operator
 
 
-@torch.library.custom_op("mad::linear_attention", mutates_args=())
+@operator("mad::linear_attention")
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor | None, initial: torch.Tensor | None,
     normalize: bool, eps: float, keep_state: bool,
@@ -29,7 +30,7 @@ def outputs(q, k, v, decay, initial, normalize, eps, keep_state):
     return torch.empty_like(v), inverse, v.new_empty(state, dtype=torch.float32)
 
 
-@torch.library.custom_op("mad::linear_attention_backward", mutates_args=())
+@operator("mad::linear_attention_backward")
 def gradients(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor | None, initial: torch.Tensor | None,
     y: torch.Tensor, inverse: torch.Tensor, state: torch.Tensor, dy: torch.Tensor, dstate: torch.Tensor | None,

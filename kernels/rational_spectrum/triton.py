@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.tiles import operator
+
 BLOCK = 256  # frequencies
 
 
@@ -59,7 +61,7 @@ def gradient_kernel(below, above, dy, d_below, d_above, d_h0, D, F, GROUP, BLOCK
     tl.store(place + 1, -sum_i, mask=f < F)
 
 
-@torch.library.custom_op("mad::rational_division", mutates_args=())
+@operator("mad::rational_division")
 def division(below: torch.Tensor, above: torch.Tensor, h0: torch.Tensor) -> torch.Tensor:
     """below (A, F, 2), above (D, F, 2), h0 (D,) -> (D, F, 2), fp32."""
     channels, frequencies, _ = above.shape
@@ -74,7 +76,7 @@ def _(below, above, h0):
     return torch.empty_like(above)
 
 
-@torch.library.custom_op("mad::rational_division_backward", mutates_args=())
+@operator("mad::rational_division_backward")
 def division_backward(
     below: torch.Tensor, above: torch.Tensor, dy: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from kernels.tiles import LOG2E, bucket, grid
+from kernels.tiles import LOG2E, bucket, grid, operator
 
 
 @triton.jit
@@ -210,7 +210,7 @@ def strides(*tensors: torch.Tensor) -> list[int]:
     return [s for t in tensors for s in t.stride()[:2]]
 
 
-@torch.library.custom_op("mad::selective_scan", mutates_args=())
+@operator("mad::selective_scan")
 def forward(
     u: torch.Tensor,
     dt: torch.Tensor,
@@ -242,7 +242,7 @@ def _(u, dt, a, b, c, skip, gate, first):
     return torch.empty_like(u), last, u.new_empty(u.shape[0], chunks + 1, *a.shape, dtype=torch.float32)
 
 
-@torch.library.custom_op("mad::selective_scan_backward", mutates_args=())
+@operator("mad::selective_scan_backward")
 def gradients(
     u: torch.Tensor,
     dt: torch.Tensor,

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.tiles import LOG2E, bucket, grid, precision
+from kernels.tiles import LOG2E, bucket, grid, operator, precision
 
 PROGRAMS = 264  # two for each SM of an H100: fewer, and keys are cut into shares
 SHARE = 512  # keys a share at least
@@ -147,7 +147,7 @@ def shares(rows: int, prefixes: int, keys: int, block: int) -> int:
     return max(1, min(triton.cdiv(keys, SHARE), PROGRAMS // programs))
 
 
-@torch.library.custom_op("mad::shared_prefix_attention", mutates_args=())
+@operator("mad::shared_prefix_attention")
 def attend(
     q: torch.Tensor,
     keys: list[torch.Tensor],

@@ -17,7 +17,7 @@ import triton.language as tl
 
 from kernels.activations import activate, slope
 from kernels.short_conv import words
-from kernels.tiles import bucket
+from kernels.tiles import bucket, operator
 
 SPLITS = 32  # shares of the batch in the backward: enough programs for every SM, few partial sums
 
@@ -133,7 +133,7 @@ def streams_of(u, w, bias, dys: Sequence[torch.Tensor | None], activation: str) 
     ]
 
 
-@torch.library.custom_op("mad::short_conv", mutates_args=())
+@operator("mad::short_conv")
 def convolve(
     u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, activation: str, streams: int
 ) -> list[torch.Tensor]:
@@ -145,7 +145,7 @@ def _(u, w, bias, activation, streams):
     return [new_outputs(u, w.shape[0] // streams) for _ in range(streams)]
 
 
-@torch.library.custom_op("mad::short_conv_backward", mutates_args=())
+@operator("mad::short_conv_backward")
 def gradients(
     u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, dys: list[torch.Tensor], activation: str
 ) -> tuple[torch.Tensor, torch.Tensor]:

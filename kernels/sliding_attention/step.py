@@ -5,7 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.tiles import LOG2E, bucket
+from kernels.tiles import LOG2E, bucket, operator
 
 
 @triton.jit
@@ -49,7 +49,7 @@ def step_kernel(
     tl.store(y + head * dv + cv, (acc / total).to(y.dtype.element_ty), mask=cv < dv)
 
 
-@torch.library.custom_op("mad::sliding_step", mutates_args=())
+@operator("mad::sliding_step")
 def step(
     q: torch.Tensor,
     k: torch.Tensor,

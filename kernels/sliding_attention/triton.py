@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from kernels.linear_attention.sums import sum_gradient
-from kernels.tiles import LOG2E, bucket, grid, precision, sequence
+from kernels.tiles import LOG2E, bucket, grid, operator, precision, sequence
 
 NARROW, WIDE, ALL = (tl.constexpr(n) for n in range(3))  # one loop, as if all were crossed; phases; no far edge
 
@@ -249,7 +249,7 @@ def tiling(q: torch.Tensor, v: torch.Tensor, window: int) -> dict:
     return widths | schedule | phases | {"BLOCK": block, "PRECISION": precision(q.dtype)}
 
 
-@torch.library.custom_op("mad::sliding_attention", mutates_args=())
+@operator("mad::sliding_attention")
 def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> tuple[torch.Tensor, torch.Tensor]:
     """q, k, v contiguous -> y, and lse (B, H, T) in base 2, fp32."""
     batch, heads, length, d = q.shape
@@ -266,7 +266,7 @@ def _(q, k, v, window):
     return torch.empty_like(v), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-@torch.library.custom_op("mad::sliding_attention_backward", mutates_args=())
+@operator("mad::sliding_attention_backward")
 def backward(
     dy: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, y: torch.Tensor, lse: torch.Tensor, window: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

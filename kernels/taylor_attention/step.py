@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from kernels.taylor_attention.reference import packed_size
-from kernels.tiles import bucket
+from kernels.tiles import bucket, operator
 
 
 @triton.jit
@@ -65,7 +65,7 @@ def step_kernel(
     tl.store(y + head * N + n, acc.to(y.dtype.element_ty), mask=n < N)
 
 
-@torch.library.custom_op("mad::taylor_step", mutates_args=())
+@operator("mad::taylor_step")
 def one_token(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, state: torch.Tensor, normalize: bool, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:

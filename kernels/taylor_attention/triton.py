@@ -12,9 +12,10 @@ import torch
 from kernels.linear_attention.sums import sum_gradient
 from kernels.linear_attention.triton import unit_stride
 from kernels.taylor_attention import chunks, sums
+from kernels.tiles import operator
 
 
-@torch.library.custom_op("mad::taylor_attention", mutates_args=())
+@operator("mad::taylor_attention")
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, normalize: bool, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -29,7 +30,7 @@ def outputs(q, k, v, normalize, eps):
     return torch.empty_like(v), v.new_empty(v.shape[:3] if normalize else 0, dtype=torch.float32)
 
 
-@torch.library.custom_op("mad::taylor_attention_backward", mutates_args=())
+@operator("mad::taylor_attention_backward")
 def gradients(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, y: torch.Tensor, inverse: torch.Tensor, dy: torch.Tensor,
     normalize: bool,

@@ -21,7 +21,7 @@ import triton.language as tl
 
 from kernels.fft_conv.toeplitz import halves, store_diagonals
 from kernels.linear_attention.sums import scaled_product
-from kernels.tiles import bucket, precision
+from kernels.tiles import bucket, operator, precision
 
 SHARES = 32  # at most so many partial sums of the filter's gradient
 PROGRAMS = 264  # that fill a card: two a multiprocessor
@@ -256,7 +256,7 @@ def taps_gradient(q, k, v, dy, taps: int) -> torch.Tensor:
     return torch.nn.functional.pad(sums, (0, taps - sums.shape[1]))  # taps beyond the sequence have no effect
 
 
-@torch.library.custom_op("mad::toeplitz_attention", mutates_args=())
+@operator("mad::toeplitz_attention")
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
     """q, k, v of one type, in any layout; taps fp32, contiguous. y is laid out as v."""
     y = torch.empty_like(v)
@@ -269,7 +269,7 @@ def _(q, k, v, taps):
     return torch.empty_like(v)
 
 
-@torch.library.custom_op("mad::toeplitz_attention_backward", mutates_args=())
+@operator("mad::toeplitz_attention_backward")
 def gradients(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, taps: torch.Tensor, dy: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,5 +1,8 @@
 """What every kernel promises, whoever wrote it: a folder with a cases module is tested here without an edit."""
 
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -7,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import kernels
-from kernels import cases
+from kernels import cases, tiles
 from kernels.testing import TOLERANCE, relative_error, run, within_bounds
 from kernels.tiles import MOST
 
@@ -109,6 +112,52 @@ def test_grids_hold_more_sequences_than_one_axis_does(case, monkeypatch):
     if leaves:
         torch.autograd.backward(outputs, [torch.ones_like(y) for y in outputs])
     assert grids and max(size for grid in grids for size in grid[1:] or (0,)) <= MOST, grids
+
+
+@pytest.mark.skipif(HERE == "cuda", reason="looks into Triton's interpreter")
+def test_launches_where_the_tensors_lie(case, monkeypatch):
+    """On the current device Triton would: here every tensor lies elsewhere, and nothing is run."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    module, shape = case
+    current, devices = [], []
+
+    @contextmanager
+    def on(device):
+        current.append(device)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(tiles, "elsewhere", lambda t: True)
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(InterpretedFunction, "run", lambda self, *args, grid, **options: devices.append(current[-1:]))
+    tensors = inputs(case)
+    leaves = cases.leaves(tensors) if cases.gradients(module, shape) else []
+    outputs = tree_leaves(cases.call(module, tensors, "triton"))
+    if leaves:
+        torch.autograd.backward(outputs, [torch.ones_like(y) for y in outputs])
+    assert devices and all(device == [torch.device("cpu")] for device in devices) and not current
+
+
+def test_what_lies_elsewhere(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    where = [SimpleNamespace(is_cuda=i >= 0, get_device=lambda i=i: i) for i in (-1, 0, 1)]
+    assert [tiles.elsewhere(t) for t in where] == [False, True, False]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_runs_on_another_device_than_the_current(case):
+    module, shape = case
+    tensors = tree_map_only(torch.Tensor, lambda t: t.to("cuda:1"), inputs(case))
+
+    def outcome(backend):
+        return run(lambda **t: cases.call(module, t, backend), tensors, {}, cases.gradients(module, shape))
+
+    assert torch.cuda.current_device() == 0
+    want = outcome("torch")
+    for name, value in outcome("triton").items():
+        assert value.device == torch.device("cuda:1") and relative_error(value, want[name]) < 1e-3, name
 
 
 def test_is_documented(module):
