@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from kernels.fft_conv import block_taps, blocks, monarch, toeplitz
+from kernels.tiles import operator
 
-MONARCH_FROM = 1280  # taps in reach from which a whole transform beats the Toeplitz product, on an H200
 MONARCH_FROM = 1280  # taps in reach from which a whole transform beats the Toeplitz product on an H200
 BLOCKS_FROM = 8192  # and from which, beyond that transform's lengths, the one over blocks does on an H100
 TAPS_FROM = 4096  # and from which it does for the gradient of the taps
@@ -50,7 +50,7 @@ def taps_gradient(x, dy, gate, gate1, taps: int) -> torch.Tensor:
     return ways[way(x, taps, TAPS_FROM)](x, dy, gate, gate1, taps)
 
 
-@torch.library.custom_op("mad::fft_conv", mutates_args=())
+@operator("mad::fft_conv")
 def forward(
     u: torch.Tensor,
     k: torch.Tensor,
@@ -66,7 +66,7 @@ def _(u, k, skip, pre_gate, post_gate):
     return torch.empty_like(u)
 
 
-@torch.library.custom_op("mad::fft_conv_backward", mutates_args=())
+@operator("mad::fft_conv_backward")
 def backward(
     dy: torch.Tensor,
     u: torch.Tensor,

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.tiles import bucket, grid, precision, sequence
+from kernels.tiles import bucket, grid, operator, precision, sequence
 
 PROGRAMS = 264  # two for each SM of an H100
 
@@ -99,7 +99,7 @@ def tiling(x: torch.Tensor, w: torch.Tensor, backward: bool) -> dict:
     return widths | schedule | {"BT": 16 if single else 32, "BD": columns, "PRECISION": precision(x.dtype)}
 
 
-@torch.library.custom_op("mad::hedgehog_features", mutates_args=())
+@operator("mad::hedgehog_features")
 def features(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """x (B, H, T, d), w (H, d, f) of x's type, both contiguous -> (B, H, T, 2 f)."""
     batch, heads, length, d = x.shape
@@ -115,7 +115,7 @@ def _(x, w):
     return x.new_empty(*x.shape[:3], 2 * w.shape[2])
 
 
-@torch.library.custom_op("mad::hedgehog_features_backward", mutates_args=())
+@operator("mad::hedgehog_features_backward")
 def features_backward(x: torch.Tensor, w: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """dx, and dw in fp32."""
     batch, heads, length, d = x.shape

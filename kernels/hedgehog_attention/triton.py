@@ -11,9 +11,10 @@ from kernels.hedgehog_attention import fused, windowed
 from kernels.hedgehog_attention.features import features
 from kernels.linear_attention import triton as linear
 from kernels.linear_attention.triton import unit_stride
+from kernels.tiles import operator
 
 
-@torch.library.custom_op("mad::hedgehog_pairs", mutates_args=())
+@operator("mad::hedgehog_pairs")
 def pairs(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -38,7 +39,7 @@ def pair_outputs(q, k, v, phi_q, phi_k, mix, window, normalize, eps):
     return torch.empty_like(v), *(q.new_empty(size, dtype=torch.float32) for size in sizes)
 
 
-@torch.library.custom_op("mad::hedgehog_pairs_backward", mutates_args=())
+@operator("mad::hedgehog_pairs_backward")
 def pairs_backward(
     dy: torch.Tensor,
     q: torch.Tensor,
@@ -81,7 +82,7 @@ def differentiate(ctx, dy, *_):
 pairs.register_autograd(differentiate, setup_context=save)
 
 
-@torch.library.custom_op("mad::hedgehog_attention", mutates_args=())
+@operator("mad::hedgehog_attention")
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, w_q: torch.Tensor, w_k: torch.Tensor, normalize: bool, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,7 +97,7 @@ def outputs(q, k, v, w_q, w_k, normalize, eps):
     return torch.empty_like(v), v.new_empty(v.shape[:3] if normalize else 0, dtype=torch.float32)
 
 
-@torch.library.custom_op("mad::hedgehog_attention_backward", mutates_args=())
+@operator("mad::hedgehog_attention_backward")
 def gradients(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, w_q: torch.Tensor, w_k: torch.Tensor, y: torch.Tensor,
     inverse: torch.Tensor, dy: torch.Tensor, normalize: bool,
