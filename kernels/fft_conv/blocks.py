@@ -26,7 +26,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.fft_conv.toeplitz import bands_kernel, pointers
+from kernels.fft_conv.toeplitz import bands_kernel, pointers, with_skip
 from kernels.tiles import bucket
 
 COLUMNS = 64  # tokens of a block that a program of spread or gather takes
@@ -160,9 +160,7 @@ def filter_values(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(H, P, 2, 2 M), fp32: the Toeplitz matrix of each root, entry M + d on diagonal d, in units of (H,), fp32: powers
     of two that leave no tap above 1, and so no entry above P."""
-    k = k[:, : blocks * size].float()
-    if skip is not None:
-        k = torch.cat([k[:, :1] + skip.float().unsqueeze(-1), k[:, 1:]], dim=-1)
+    k = with_skip(k, skip, blocks * size)
     unit = k.abs().amax(1).frexp().exponent.clamp(-126, 127).float().exp2()
     k = k / unit.unsqueeze(-1)
     k = torch.nn.functional.pad(k, (0, blocks * size - k.shape[1])).unflatten(1, (blocks, size))

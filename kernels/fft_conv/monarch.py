@@ -24,7 +24,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.fft_conv.toeplitz import pointers
+from kernels.fft_conv.toeplitz import pointers, with_skip
 from kernels.tiles import bucket
 
 SIZES = {4096: (64, 64), 8192: (128, 64)}  # tokens: P, M
@@ -199,12 +199,10 @@ def filter_values(k: torch.Tensor, skip, P: int, M: int, transposed: bool) -> tu
     """The filter at the roots, (H, re | im, P, M) fp16, each channel scaled by a power of two; and by what a channel's
     outputs are to be multiplied, (H,) fp32."""
     n = P * M
-    k = k[:, :n].float()
-    if skip is not None:
-        k = torch.cat([k[:, :1] + skip.float().unsqueeze(-1), k[:, 1:]], dim=-1)
+    k = with_skip(k, skip, n)
     values = torch.fft.ifft(torch.nn.functional.pad(k, (0, n - k.shape[1])) * turn(n, k.device), norm="forward")
     if transposed:  # what a correlation sends past either end is imaginary, too
-        values = values.conj().resolve_conj()
+        values = values.conj_physical()
     values = torch.view_as_real(values.unflatten(1, (M, P))).permute(0, 3, 2, 1)  # s = f + P g
     _, exponent = torch.frexp(values.abs().amax((1, 2, 3)))
     root = 2.0 ** (n.bit_length() // 2)  # about sqrt(n), by which a transform spreads

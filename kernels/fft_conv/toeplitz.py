@@ -187,6 +187,12 @@ def gates_first(x: torch.Tensor) -> bool:
     return blocking(x.shape[2], x.shape[2], x.dtype)[1] > GATES_UPTO
 
 
+def with_skip(k: torch.Tensor, skip: torch.Tensor | None, most: int) -> torch.Tensor:
+    """The taps within reach, (H, K) with K at most `most`, fp32, the skip added to the first."""
+    k = k[:, :most].float()
+    return k if skip is None else torch.cat([k[:, :1] + skip.float().unsqueeze(-1), k[:, 1:]], dim=-1)
+
+
 def pointers(x: torch.Tensor, *others: torch.Tensor | None) -> tuple[list[torch.Tensor], list[int]]:
     """Tensors and their strides as a kernel takes them; x stands for those that are not there."""
     given = [x, *(x if t is None else t for t in others)]
