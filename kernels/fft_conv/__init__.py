@@ -31,8 +31,8 @@ def fft_conv(
     Returns:
         (B, H, L), of u's type. torch computes in fp32, or in fp64 where u is fp64. Triton rounds operands to u's type
         and sums in fp32: by Toeplitz products, which cost in proportion to K where K < L, or for long filters by
-        Fourier transforms: of a whole sequence a program up to 8,192 tokens (in fp16, scaled), over blocks beyond. All
-        do on matrix units what Fu et al. 2023 (FlashFFTConv, arXiv 2311.05908) do.
+        Fourier transforms of blocks of 4,096 or 8,192 tokens (in fp16, scaled), whose spectra meet as often as K has
+        blocks. Both do on matrix units what Fu et al. 2023 (FlashFFTConv, arXiv 2311.05908) do.
 
     Raises:
         ValueError: shapes that do not fit together, an unknown backend, or `keep` with backend="triton".

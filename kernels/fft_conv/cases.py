@@ -11,9 +11,10 @@ from kernels.fft_conv.reference import by_fft
 SHAPES = [
     *({"B": 128, "H": 512, "L": length, "gated": 0} for length in (32, 127, 128, 512, 1024)),
     *({"B": 64, "H": 768, "L": length, "gated": 1} for length in (512, 2048, 4096, 8192, 16384)),
+    {"B": 16, "H": 768, "L": 65536, "gated": 1},
 ]
 CONFIGS = [
-    {"B": 64, "H": 1, "L": 9000, "gated": 1},
+    {"B": 64, "H": 1, "L": 16384, "gated": 1},
     {"B": 128, "H": 1, "L": 127, "gated": 1},
     {"B": 128, "H": 1, "L": 1024, "gated": 0},
     {"B": 2, "H": 1, "L": 17000, "gated": 1},

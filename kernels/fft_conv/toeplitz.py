@@ -9,6 +9,8 @@ twiddles, no complex numbers, one pass over memory, operands exactly as they cam
 """
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -199,7 +201,7 @@ def pointers(x: torch.Tensor, *others: torch.Tensor | None) -> tuple[list[torch.
     return given, [n for t in given for n in t.stride()]
 
 
-def convolve(x, k, skip, gate, gate1, gate2=None, *, transposed=False):
+def convolve(x, k, skip, gate, gate1, gate2=None, *, transposed=False) -> Any:
     """gate1 * conv(gate * x, k), and with gate2 also gate2 * the same. x (B, H, L), k (H, K), contiguous."""
     batch, channels, length = x.shape
     size, blocks, _ = blocking(length, k.shape[1], x.dtype)

@@ -1,5 +1,7 @@
 """The long convolution in Triton, every algorithm, against the dense Toeplitz matrix of the filter."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -53,76 +55,32 @@ def test_without_skip(where):
 
 @pytest.fixture
 def in_small_blocks(monkeypatch):
-    """size -> every convolution goes by blocks of that many tokens, not 128, so that short sequences have many."""
-    from kernels.fft_conv import block_taps, blocks, triton
-
-    def cut(size):
-        def by_blocks(*tensors, transposed=False):
-            return blocks.convolve(*tensors, transposed=transposed, size=size)
-
-        def taps_by_blocks(*given):
-            return block_taps.taps_gradient(*given, size=size)
-
-        monkeypatch.setattr(triton, "convolve", by_blocks)
-        monkeypatch.setattr(triton, "taps_gradient", taps_by_blocks)
-        monkeypatch.setattr(block_taps, "TILE", max(16, size // 2))
-
-    return cut
-
-
-@pytest.mark.parametrize(
-    "batch, length, taps, size", [(1, 1, 1, 16), (3, 255, 255, 16), (2, 200, 60, 32), (1, 999, 999, 256)]
-)
-def test_transform_over_blocks(where, in_small_blocks, batch, length, taps, size):
-    """Blocks of one tile of 16 tokens, of two, and as the longest sequences have them."""
-    if where["device"] == "cuda" and where["dtype"] == torch.float32:
-        pytest.skip("fp32 does not take this way")
-    in_small_blocks(size)
-    verify(kernels.fft_conv, oracle, streams(batch, 1, length, taps), wide=("k", "skip"), **where)
-
-
-@pytest.mark.parametrize(
-    "u, k, gated",
-    [
-        (1.0, 3e-4, False),
-        (1.0, 1e-4, True),
-        (1e-3, "constant", False),
-        (30000.0, "constant", False),
-        (30000.0, 0.1, False),
-    ],
-)
-def test_neither_small_filters_nor_large_inputs_are_lost(half, in_small_blocks, u, k, gated):
-    """Of fp16, whose numbers reach from 6e-8 to 65504. Inputs from 1000 on are constant, the worst for a transform."""
-    given = streams(1, 1, 500, 500, gated)
-    given["u"] = torch.full_like(given["u"], u) if u > 1000 else u * given["u"]
-    if k == "constant":
-        given |= {"k": torch.full_like(given["k"], 1 / 500), "skip": 0 * given["skip"]}
-    else:
-        given |= {"k": k * given["k"], "skip": k * given["skip"]}
-    in_small_blocks(16)
-    verify(kernels.fft_conv, oracle, given, wide=("k", "skip"), **half)
-
-
-@pytest.fixture
-def in_small_transforms(monkeypatch):
-    """Every convolution by a whole transform of 16 blocks of 32 tokens."""
+    """Every convolution by transforms of small blocks; how many tokens one has."""
     from kernels.fft_conv import monarch, triton
 
-    monkeypatch.setattr(monarch, "SIZES", {512: (64, 32) if HERE == "cuda" else (16, 32)})
-    monkeypatch.setattr(monarch, "PROGRAMS", 2)  # a share of the batch has several rows
-    monkeypatch.setattr(triton, "convolve", monarch.convolve)
-    monkeypatch.setattr(triton, "taps_gradient", monarch.taps_gradient)
+    P, M = (64, 16) if HERE == "cuda" else (16, 16)
+    monkeypatch.setattr(monarch, "factoring", lambda length: (P, M))
+    monkeypatch.setattr(monarch, "PROGRAMS", 2)  # a share has several blocks
+    monkeypatch.setattr(triton, "by_transforms", lambda x, taps: True)
+    return P * M
 
 
-@pytest.mark.parametrize("batch, length, taps", [(1, 1, 1), (5, 512, 512), (3, 299, 60), (2, 63, 100)])
-def test_whole_transforms(half, in_small_transforms, batch, length, taps):
+@pytest.mark.parametrize(
+    "batch, length, taps",
+    [(1, 0.01, 0.01), (5, 1, 1), (3, 0.6, 0.1), (2, 0.2, 0.4), (2, 3.3, 3.3), (1, 4, 0.7), (1, 3, 2), (1, 1.5, 5)],
+)
+def test_transforms(half, in_small_blocks, batch, length, taps):
+    """Lengths in blocks: a part of one, one, several; filters of fewer parts than there are blocks, and of more."""
+    length, taps = (max(1, int(in_small_blocks * blocks)) for blocks in (length, taps))
     verify(kernels.fft_conv, oracle, streams(batch, 1, length, taps), wide=("k", "skip"), **half)
 
 
+@pytest.mark.parametrize("blocks", [1, 2.5])
 @pytest.mark.parametrize("u, k", [(1.0, 1e-4), (1e-3, 1.0), (30000.0, 0.1), (0.0, 1.0)])
-def test_whole_transforms_of_any_scale(half, in_small_transforms, u, k):
-    """The products are fp16's: sequences and filters are scaled to it and back. A sequence of zeros stays that."""
-    given = streams(1, 2, 500, 500, gated=False)
+def test_transforms_of_any_scale(half, in_small_blocks, u, k, blocks):
+    """The products are fp16's: blocks and filters are scaled to it and back. A sequence of zeros stays that."""
+    length = int(in_small_blocks * blocks)
+    given: dict[str, Any] = streams(1, 2, length, length, gated=False)
     given |= {"u": u * given["u"].clamp(-2, 2), "k": k * given["k"], "skip": k * given["skip"]}
     if u:
         verify(kernels.fft_conv, oracle, given, wide=("k", "skip"), **half)
@@ -131,17 +89,39 @@ def test_whole_transforms_of_any_scale(half, in_small_transforms, u, k):
         assert not kernels.fft_conv(**given, backend="triton").any()
 
 
+@pytest.mark.parametrize("u, k", [(30000.0, 1.0), (1.0, 1e-2)])
+def test_constants_neither_overflow_nor_vanish(half, in_small_blocks, u, k):
+    """The worst for a transform: all of it at one frequency."""
+    length = 2 * in_small_blocks
+    given = streams(1, 1, length, length, gated=False)
+    constant = torch.full_like(given["k"], k / length)
+    given |= {"u": torch.full_like(given["u"], u), "k": constant, "skip": 0 * given["skip"]}
+    verify(kernels.fft_conv, oracle, given, wide=("k", "skip"), **half)
+
+
+def test_a_loud_block_beside_quiet_ones(half, in_small_blocks):
+    """Each block has a scale of its own, and what they send into one another comes in the same unit."""
+    given = streams(1, 1, 3 * in_small_blocks, 3 * in_small_blocks, gated=False)
+    given["u"][..., in_small_blocks : 2 * in_small_blocks] *= 1000
+    verify(kernels.fft_conv, oracle, given, wide=("k", "skip"), **half)
+
+
+@pytest.mark.parametrize("k", [0.0, 1e-20])
+def test_what_is_zero_stays_zero(in_small_blocks, k):
+    """A sequence of zeros beside one that is not, and a filter whose products no number of two bytes holds."""
+    u = torch.ones(2, 1, 2 * in_small_blocks, device=HERE, dtype=torch.float16)
+    u[1] = 0
+    got = kernels.fft_conv(u, torch.full((1, 40), k, device=HERE), backend="triton")
+    assert torch.equal(got, torch.zeros_like(u))
+
+
 @pytest.mark.parametrize(
-    "length, taps, ways",
-    [(5000, 5000, "mmm"), (5000, 900, "ttt"), (2048, 2048, "ttt"), (8200, 8200, "bbb"), (16400, 16400, "bbb")],
+    "length, taps, way", [(5000, 5000, "m"), (5000, 900, "t"), (2048, 2048, "t"), (16400, 16400, "m")]
 )
-def test_long_filters(half, monkeypatch, length, taps, ways):
-    """By the algorithms that the thresholds choose for output, gradient of the input, and of the taps: t Toeplitz
-    products, m whole transforms, b those over blocks, of 128 tokens or of 256. What takes the interpreter too long is
-    left out."""
-    if length > 16384 and half["device"] == "cpu":
-        pytest.skip("takes the interpreter too long")
-    from kernels.fft_conv import block_taps, blocks, monarch, toeplitz
+def test_long_filters(half, monkeypatch, length, taps, way):
+    """By the algorithm that the thresholds choose, Toeplitz products or transforms, of small blocks or of large ones.
+    Gradients that take the interpreter too long are left out."""
+    from kernels.fft_conv import monarch, monarch_taps, toeplitz
 
     taken = []
 
@@ -149,26 +129,26 @@ def test_long_filters(half, monkeypatch, length, taps, ways):
         function = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *given, **options: taken.append(way) or function(*given, **options))
 
-    for name, fast in (("convolve", blocks), ("taps_gradient", block_taps)):
-        note(toeplitz, name, "t")
-        note(monarch, name, "m")
-        note(fast, name, "b")
+    note(toeplitz, "convolve", "t")
+    note(toeplitz, "taps_gradient", "t")
+    note(monarch, "outputs", "m")
+    note(monarch_taps, "taps_gradient", "m")
     gradients = length < 8192 or half["device"] == "cuda"
     given = streams(1, 1, length, taps, gated=False)
     verify(kernels.fft_conv, kernels.fft_conv, given, wide=("k", "skip"), gradients=gradients, **half)
-    assert "".join(taken) == (ways if gradients else ways[0])
+    assert "".join(taken) == (3 * way if gradients else way)
 
 
 @pytest.mark.parametrize("length, keep", [(1, 1), (60, 3), (60, 20), (60, 100), (64, 64)])
 def test_only_low_frequencies(length, keep):
-    given = streams(2, 3, length, length)
+    given: dict[str, Any] = streams(2, 3, length, length)
     got = kernels.fft_conv(**given, keep=keep)
     assert relative_error(got, oracle(**given, keep=keep)) < 1e-10
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_a_skip_in_any_layout_and_gates_of_another_type(backend):
-    given = {name: t.float().to(HERE) for name, t in streams(2, 3, 20, 20).items()}
+    given: dict[str, Any] = {name: t.float().to(HERE) for name, t in streams(2, 3, 20, 20).items()}
     u, k = given["u"], given["k"]
     for skip in (k[:, 3], given["skip"][:1].expand(3)):
         got = kernels.fft_conv(u, k, skip=skip, backend=backend)
@@ -191,16 +171,6 @@ def test_nothing_at_all_of_one_dimension(backend, batch, channels, length, taps)
     grads = (torch.autograd.grad(y, given, weight, allow_unused=True) for y in (got, want))
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b)
-
-
-@pytest.mark.parametrize("k", [0.0, 1e-20])
-def test_what_is_zero_stays_zero_over_blocks(in_small_blocks, k):
-    """A sequence of zeros beside one that is not, and a filter whose products no number of two bytes holds."""
-    in_small_blocks(16)
-    u = torch.ones(2, 1, 40, device=HERE, dtype=torch.float16)
-    u[1] = 0
-    got = kernels.fft_conv(u, torch.full((1, 40), k, device=HERE), backend="triton")
-    assert torch.equal(got, torch.zeros_like(u))
 
 
 def test_is_a_well_formed_operator():
