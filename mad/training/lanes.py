@@ -98,7 +98,7 @@ class Lane:
     steps: Any = None
     scope: Any = None
     waiting: Reading | None = None
-    queued: int = 0  # steps since the last evaluation
+    queued: int = 0  # pieces of work since the last evaluation
     began: float = 0.0
     advanced: bool = False  # whether the run has come so far as to take memory
 

@@ -1,7 +1,8 @@
 """The training loop: one run -> one record.
 
 Nothing in a step waits for the device: losses are summed there and read once per evaluation. A run is a generator that
-yields whenever it has queued a step, or must wait for a reading, so that one thread can keep several going on a GPU.
+yields whenever it has queued a step or a few, or must wait for a reading, so that one thread can keep several going on
+a GPU.
 """
 
 import contextlib
@@ -76,7 +77,7 @@ def under_way(
 ) -> Generator[Reading | None, None, Record]:
     """Train a prepared run, inside its `host.Scope`; returns its record.
 
-    Yields None where it has queued a step, and a Reading where it must not be resumed before that is ready.
+    Yields None where it has queued a step or a few, and a Reading where it must not be resumed before that is ready.
     """
     checkpoint = Checkpoint(checkpoints, run.id)
     while True:
@@ -136,8 +137,8 @@ def _steps(run: Run, tell: Progress, checkpoint: Checkpoint, kept: Kept) -> Gene
         ahead = min(STAGED, steps - step, every - step % every)
         parts, rows = zip(*(batches.next() for _ in range(ahead)), strict=True)
         update.stage(rows, [learning_rate(run.optim, step + i, steps) for i in range(ahead)])
-        for part in parts:
-            update(part)
+        for part, together in update.pieces(parts):
+            update(part, together)
             yield None
         step += ahead
         if step % every and step < steps:

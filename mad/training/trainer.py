@@ -5,8 +5,9 @@ rate, weights, moments, sums of losses. So a step is the same work each time, wh
 next run of the same shapes can take over the trainer of the last, recordings and all.
 """
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -118,9 +119,19 @@ class Update:
         _send(torch.tensor(rates), self.rates[: len(rates)])
         self.place.zero_()
 
-    def __call__(self, part: int) -> None:
-        """Queue the next staged step, whose rows are of `part`."""
-        self.do(("step", part), lambda: self._step(self.parts[part]))
+    def pieces(self, parts: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """The staged steps, whose rows are of `parts`, as pieces of work: a part, and how many steps of it."""
+        for part, steps in itertools.groupby(parts):
+            many, rest = divmod(len(list(steps)), self.do.together)
+            yield from [(part, self.do.together)] * many + [(part, 1)] * rest
+
+    def __call__(self, part: int, steps: int = 1) -> None:
+        """Queue the next `steps` staged steps, whose rows are of `part`."""
+        self.do(("step", (part, steps)), lambda: self._steps(self.parts[part], steps))
+
+    def _steps(self, examples: Examples, steps: int) -> None:
+        for _ in range(steps):
+            self._step(examples)
 
     def _step(self, examples: Examples) -> None:
         batch = examples.take(self.rows.index_select(0, self.place).squeeze(0))

@@ -10,9 +10,11 @@ from mad.config import Optim
 from mad.training import data
 from mad.training.data import IGNORE, MULTIPLE, Batches, Examples, compact, fill_up, load
 from mad.training.evaluate import Evaluation, loss_of, scores
+from mad.training.graphs import Immediate
 from mad.training.loop import CURVE_POINTS
 from mad.training.prepare import build_task
 from mad.training.schedule import learning_rate
+from mad.training.trainer import Update
 
 TINY = {
     "task": {"name": "mqar", "vocab_size": 32, "seq_len": 16, "num_kv": 2},
@@ -319,3 +321,16 @@ def test_layers_compiled_one_by_one_and_what_cannot_be_runs_as_it_is(caplog):
     assert torch.equal(model(tokens), want) and torch.equal(model(tokens), want)
     assert calls == ["BaseConv", "MLP", "BaseConv"]
     assert "MLP is not compiled" in caplog.text and "no compiler here" in caplog.text
+
+
+def test_steps_that_are_recorded_together_are_the_same_steps(monkeypatch):
+    """An epoch is five of one part, four of which come together, then two of another."""
+    calls, once = [], Update.__call__
+    monkeypatch.setattr(Immediate, "together", 4)
+    monkeypatch.setattr(Update, "__call__", lambda self, *piece: calls.append(piece) or once(self, *piece))
+    mqar = {"name": "mqar", "vocab_size": 64, "segments": [[8, 2, 160], [16, 4, 64]]}
+    run = {"task": mqar, "arch": {"stack": "base_conv", "dim": 16}, "train": {"epochs": 1, "batch_size": 32}}
+    together = training.train(run)
+    assert calls == [(0, 4), (0, 1), (1, 1), (1, 1)]
+    monkeypatch.setattr(Immediate, "together", 1)
+    assert training.train(run).curve == together.curve
