@@ -17,7 +17,9 @@ WIDEST = 256  # of heads, for every Triton kernel
 _auto = "auto"  # what backend="auto" means; see use_backend
 
 
-def use_triton(backend: str, *tensors: torch.Tensor | None, width: int = 0, widest: int = WIDEST) -> bool:
+def use_triton(
+    backend: str, *tensors: torch.Tensor | None, width: int = 0, widest: int = WIDEST, gradients: bool = True
+) -> bool:
     """Whether the Triton kernel runs on these tensors, or the torch reference.
 
     "auto" takes Triton for CUDA tensors where it is installed, up to the width at which its tiles still fit into
@@ -29,15 +31,19 @@ def use_triton(backend: str, *tensors: torch.Tensor | None, width: int = 0, wide
         tensors: the function's tensors; None is ignored.
         width: of the widest head.
         widest: up to which width "auto" takes Triton. No kernel goes beyond WIDEST.
+        gradients: whether the kernel has them. Where it has not, "auto" takes torch for tensors that require them.
 
     Raises:
         ValueError: a backend that does not exist, or "triton" for tensors it cannot run on.
     """
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
-    if backend == "auto":
-        backend = _auto
     given = [t for t in tensors if t is not None]
+    wanted = not gradients and torch.is_grad_enabled() and any(t.requires_grad for t in given)
+    if wanted and backend == "triton":
+        raise ValueError("backend='triton' has no gradients here; use torch.no_grad(), or backend='auto'")
+    if backend == "auto":
+        backend = "torch" if wanted else _auto
     double = any(t.dtype == torch.float64 for t in given)
     if backend == "auto":
         return not double and INSTALLED and width <= widest and all(on_card(t) for t in given)

@@ -39,14 +39,12 @@ def shared_prefix_attention(
     """
     check(q, prefixes, suffix_k, suffix_v, suffix_lengths)
     tensors = [q, suffix_k, suffix_v, *(t for level in prefixes for t in level[:2])]
-    wants_gradients = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    runs = use_triton(backend, *tensors, width=q.shape[-1], widest=128 if q.dtype == torch.float32 else 256)
-    if runs and wants_gradients and backend == "triton":
-        raise ValueError("backend='triton' has no gradients here; use torch.no_grad(), or backend='auto'")
+    widest = 128 if q.dtype == torch.float32 else 256
+    runs = use_triton(backend, *tensors, width=q.shape[-1], widest=widest, gradients=False)
     if not q.numel():
         return q.clone()
     levels = [level if len(level) == 3 else (*level, None) for level in prefixes]
-    if runs and not wants_gradients:
+    if runs:
         from kernels.shared_prefix_attention import triton
 
         return triton.shared_prefix_attention(q, levels, suffix_k, suffix_v, suffix_lengths)

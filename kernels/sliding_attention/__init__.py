@@ -57,20 +57,20 @@ def sliding_step(
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """One token of `sliding_attention`: the newest key takes the place of the oldest in a ring of `window` slots.
 
-    Without gradients: for decoding (arXiv 2004.05150's window, as a buffer of fixed size).
+    For decoding (arXiv 2004.05150's window, as a buffer of fixed size).
 
     Args:
         q, k: (B, H, d).
         v: (B, H, dv).
         cache: keys (B, H, window, d) and values (B, H, window, dv); what is in slots not yet reached does not matter.
         position: (B,), int64: tokens before this one. A tensor, so that a captured graph can be replayed.
-        backend: "auto" | "torch" | "triton".
+        backend: "auto" | "torch" | "triton". Triton has no gradients: "auto" takes torch where they are wanted.
 
     Returns:
         (B, H, dv), of v's type, and the next cache.
 
     Raises:
-        ValueError: shapes that do not fit together, or an unknown backend.
+        ValueError: shapes that do not fit together, an unknown backend, or "triton" where gradients are wanted.
     """
     keys, values = cache
     if q.dim() != 3 or q.shape != k.shape or v.shape[:2] != q.shape[:2] or position.shape != q.shape[:1]:
@@ -84,7 +84,7 @@ def sliding_step(
             f"expected a cache of keys (B, H, window, {q.shape[2]}) and values (B, H, window, {v.shape[2]}), got "
             f"{tuple(keys.shape)} and {tuple(values.shape)}"
         )
-    if use_triton(backend, q, k, v, keys, values, width=max(q.shape[-1], v.shape[-1])):
+    if use_triton(backend, q, k, v, keys, values, width=max(q.shape[-1], v.shape[-1]), gradients=False):
         from kernels.sliding_attention.step import step
 
         y, keys, values = step(q, k, v, keys, values, position)

@@ -67,13 +67,13 @@ def taylor_step(
         state: (B, H, packed_size(d), dv), with `normalize` (..., dv + 1): the last column is the sum of phi(k). fp32,
             zeros before the first token. It is not changed.
         normalize: divide by eps + the sum of the weights.
-        backend: "auto" | "torch" | "triton" (which computes no gradients).
+        backend: "auto" | "torch" | "triton". Triton has no gradients: "auto" takes torch where they are wanted.
 
     Returns:
         y (B, H, dv), of v's type, and the new state.
 
     Raises:
-        ValueError: shapes that do not fit together, or an unknown backend.
+        ValueError: shapes that do not fit together, an unknown backend, or "triton" where gradients are wanted.
     """
     if q.dim() != 3 or q.shape != k.shape or v.dim() != 3 or q.shape[:2] != v.shape[:2]:
         shapes = ", ".join(str(tuple(t.shape)) for t in (q, k, v))
@@ -81,7 +81,7 @@ def taylor_step(
     expected = (*q.shape[:2], packed_size(q.shape[2]), v.shape[2] + bool(normalize))
     if state.shape != expected:
         raise ValueError(f"expected state {expected} with normalize={normalize}, got {tuple(state.shape)}")
-    if use_triton(backend, q, k, v, state) and v.numel():
+    if use_triton(backend, q, k, v, state, gradients=False) and v.numel():
         from kernels.taylor_attention import step
 
         return step.taylor_step(q, k, v, state, normalize=normalize, eps=eps)

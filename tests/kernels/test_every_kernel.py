@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import kernels
-from kernels import cases, tiles
+from kernels import cases, checks, tiles
 from kernels.testing import TOLERANCE, relative_error, run, within_bounds
 from kernels.tiles import MOST
 
@@ -94,6 +94,33 @@ def test_fakes_are_true_whatever_the_layout(case, turned):
             given = [torch.ones_like(y, memory_format=torch.contiguous_format) for y in outputs]
             torch.autograd.grad(outputs, leaves, [turn(g) for g in given] if turned == "gradients" else given)
     assert mode.seen
+
+
+def without_gradients():
+    for case in folders_and_steps():
+        name, step = case.values[0]
+        if not cases.gradients(cases.load(name), cases.smallest(cases.load(name), step)):
+            yield case
+
+
+@pytest.mark.parametrize("case", [*without_gradients()], indirect=True)
+def test_torch_gives_the_gradients_that_triton_has_not(case, monkeypatch):
+    module, tensors = case[0], inputs(case)
+    leaves = [t.requires_grad_() for t in tree_leaves(tensors) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    monkeypatch.setattr(checks, "on_card", lambda t: True)  # for "auto"
+    with pytest.raises(ValueError, match="backend='triton' has no gradients here; use torch.no_grad"):
+        cases.call(module, tensors, "triton")
+
+    def gradients(backend):
+        outputs = tree_leaves(cases.call(module, tensors, backend))
+        return torch.autograd.grad(outputs, leaves, [torch.ones_like(y) for y in outputs])
+
+    for got, want in zip(gradients("auto"), gradients("torch"), strict=True):
+        torch.testing.assert_close(got, want)
+    for backend in ("auto", "triton"):
+        with torch.no_grad(), FakesAreTrue() as mode:
+            cases.call(module, tensors, backend)
+        assert mode.seen
 
 
 @pytest.mark.skipif(HERE == "cuda", reason="looks into Triton's interpreter")
