@@ -170,19 +170,46 @@ def test_documentation_says_what_it_costs(name):
     assert inherited or "State" in text or name in layers.names("channel"), f"{name} does not say its state"
 
 
-def test_triton_equals_the_reference(spec):
+def results(spec, backend):
     """Outputs and gradients, in fp32: on a card, or in Triton's interpreter."""
     torch.manual_seed(0)
     dim = 32 if str(spec).startswith("mh_") else 16  # the interpreter is slow; but those have 16 heads
     layer = layers.build(spec, dim, 17).to(HERE)
     x = torch.randn(1, 17, dim, device=HERE, requires_grad=True)
-    found = {}
-    for backend in ("torch", "triton"):
-        with kernels.use_backend(backend):
-            y = layer(x)
-            found[backend] = [y.detach(), *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])]
-    for got, want in zip(found["triton"], found["torch"], strict=True):
+    with kernels.use_backend(backend):
+        y = layer(x)
+        return [y.detach(), *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])]
+
+
+def assert_agree(found, expected):
+    for got, want in zip(found, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4 * want.abs().max().item())
+
+
+def test_triton_equals_the_reference(spec):
+    assert_agree(results(spec, "triton"), results(spec, "torch"))
+
+
+def one_entry(t, wrong):
+    t = t.clone(memory_format=torch.contiguous_format)
+    t.view(-1)[t.abs().argmax()] *= wrong
+    return t
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda t: 0 * t, lambda t: 1.002 * t, lambda t: one_entry(t, 1.002), lambda t: one_entry(t, torch.nan)],
+    ids=["zeros", "slightly wrong", "one entry slightly wrong", "a hole"],
+)
+def test_the_comparison_with_the_reference_rejects_what_is_wrong(wrong):
+    """Of any one result: the output, the input's gradient, a parameter's."""
+    want = results("hyena", "torch")
+    assert_agree([t.clone() for t in want], want)
+    for i, t in enumerate(want):
+        with pytest.raises(AssertionError):
+            assert_agree([*want[:i], wrong(t), *want[i + 1 :]], want)
+    with pytest.raises(ValueError):  # one is missing
+        assert_agree(want[:-1], want)
 
 
 @pytest.mark.gpu
