@@ -10,6 +10,7 @@ import argparse
 import csv
 import importlib.util
 import io
+import re
 import statistics
 import sys
 import time
@@ -32,19 +33,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"all, or of {', '.join(cases.names())}")
     parser.add_argument("--dtype", choices=DTYPES, help="of the inputs: bf16 on a GPU, fp32 on a CPU by default")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write tidy rows here")
+    told = "also write tidy rows here: a file, or a folder for kernels_DEVICE_DTYPE.csv (without FILE, the current one)"
+    parser.add_argument("--csv", type=Path, nargs="?", const=Path(), metavar="FILE", help=told)
     parser.add_argument("--seconds", type=float, default=0.3, help="of measuring a contestant (0.3)")
     options = parser.parse_args(arguments)
     names = cases.names() if options.names == ["all"] else options.names
     for name in names:
         if name not in cases.names():
             parser.error(str(unknown("kernel", name, [*cases.names(), "all"])))
+    if str(options.csv) in (*cases.names(), "all"):
+        parser.error(f"--csv {options.csv}: that is a kernel to time; name it before --csv, which may take a file")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         print("No GPU here: only the torch references are timed, and floors (an H100's) are left out.")
-    dtype = DTYPES[options.dtype or ("bf16" if device == "cuda" else "fp32")]
+    short = options.dtype or ("bf16" if device == "cuda" else "fp32")
+    dtype, path = DTYPES[short], options.csv
+    if path is not None and path.is_dir():
+        path /= file_name(device, short)
     print(f"{'kernel':24} {'mode':9} {'provider':14} {'ms':>9} {'GB/s':>7} {'TFLOP/s':>8} {'x floor':>8}  shape")
-    with open_csv(options.csv) as file:
+    with open_csv(path) as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for name in names:
@@ -52,6 +59,12 @@ def main(arguments: list[str] | None = None) -> None:
                 print(line(row), flush=True)
                 writer.writerows(tidy(row, device))
                 file.flush()
+    if path is not None:
+        print(f"rows written to {path}")
+
+
+def file_name(device: str, dtype: str) -> str:
+    return f"kernels_{re.sub('[^a-z0-9]+', '_', device_name(device).lower())}_{dtype}.csv"
 
 
 def open_csv(path: Path | None) -> TextIO:
