@@ -26,7 +26,7 @@ SPLITS = 32  # shares of the batch in the backward: enough programs for every SM
 def forward_kernel(
     u, w, bias, dy, y,
     H, C, L, FIRST, u_b, u_h, u_t, dy_b, dy_h, dy_t, y_b, y_h, y_t,
-    K: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, BIAS: tl.constexpr,
+    K: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, BIAS: tl.constexpr, FAR: tl.constexpr,
     BC: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """y = activation(conv), or where SLOPE the gradient before the activation, dy * activation'(conv). Output c reads
@@ -34,6 +34,8 @@ def forward_kernel(
     c = tl.program_id(1) * BC + tl.arange(0, BC)[:, None]
     t = tl.program_id(2) * BT + tl.arange(0, BT)[None, :]
     b = tl.program_id(0).to(tl.int64)
+    if FAR:
+        c, t = c.to(tl.int64), t.to(tl.int64)
     live = c < C
     z = tl.zeros((BC, BT), tl.float32)
     if BIAS:
@@ -55,10 +57,13 @@ def forward_kernel(
 def backward_kernel(
     u, w, dz0, dz1, dz2, du, partial,
     B, H, C, L, u_b, u_h, u_t, dz_b, dz_h, dz_t, du_b, du_h, du_t,
-    R: tl.constexpr, K: tl.constexpr, STREAMS: tl.constexpr, SUMS: tl.constexpr, BC: tl.constexpr, BT: tl.constexpr,
+    R: tl.constexpr, K: tl.constexpr, STREAMS: tl.constexpr, SUMS: tl.constexpr, FAR: tl.constexpr,
+    BC: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """du, and this share's sums in partial (shares, H, SUMS): for output h + r H dw at r (K + 1) + tap, then dbias."""
     h = tl.program_id(0) * BC + tl.arange(0, BC)[:, None]
+    if FAR:
+        h = h.to(tl.int64)
     live = h < H
     column = tl.arange(0, SUMS)[None, :]
     sums = tl.zeros((BC, SUMS), tl.float32)
@@ -67,6 +72,8 @@ def backward_kernel(
         x = u + b * u_b + h * u_h
         for t0 in range(0, L, BT):
             t = t0 + tl.arange(0, BT)[None, :]
+            if FAR:
+                t = t.to(tl.int64)
             inside = live & (t < L)
             out = tl.zeros((BC, BT), tl.float32)
             now = tl.load(x + t * u_t, mask=inside, other=0.0).to(tl.float32)
@@ -95,6 +102,11 @@ def tile(u: torch.Tensor, elements: int) -> tuple[int, int]:
     return max(1, elements // tokens), tokens
 
 
+def far(*tensors: torch.Tensor) -> bool:
+    """Whether a sequence of one of them has elements 2^31 or more apart: 64-bit offsets cost registers."""
+    return any((t.shape[1] - 1) * t.stride(1) + (t.shape[2] - 1) * t.stride(2) >= 1 << 31 for t in tensors)
+
+
 def new_outputs(u: torch.Tensor, outputs: int) -> torch.Tensor:
     """(B, outputs, L), batch and channels in u's order in memory."""
     batch, channels, length = u.shape
@@ -118,7 +130,7 @@ def launch_forward(u, w, bias, dy, first: int, activation: str) -> torch.Tensor:
     forward_kernel[grid](
         u, w, bias, dy, y, channels, outputs, length, first, *u.stride(), *dy_like.stride(), *y.stride(),
         K=w.shape[1], ACTIVATION=activation, SLOPE=dy is not None, BIAS=bias is not None,
-        BC=rows, BT=tokens,
+        FAR=far(u, dy_like, y), BC=rows, BT=tokens,
     )  # fmt: skip
     return y
 
@@ -163,11 +175,11 @@ def gradients(
     rows, tokens = tile(u, 256 if columns > 16 else 512 if length > 256 else 1024)  # an H100's best; many sums spill
     shares = min(batch, SPLITS)
     partial = u.new_empty(shares, channels, columns, dtype=torch.float32)
-    du = torch.empty_like(u)
+    du = new_outputs(u, channels)
     backward_kernel[(triton.cdiv(channels, rows), shares)](
         u, w, *words.padded(dz), du, partial, batch, channels, dz[0].shape[1], length,
         *u.stride(), *dz[0].stride(), *du.stride(),
-        R=repeats, K=width, STREAMS=len(dz), SUMS=columns, BC=rows, BT=tokens,
+        R=repeats, K=width, STREAMS=len(dz), SUMS=columns, FAR=far(u, dz[0], du), BC=rows, BT=tokens,
     )  # fmt: skip
     sums = partial.sum(0)[:, : repeats * (width + 1)].view(channels, repeats, width + 1)
     return du, sums.transpose(0, 1).reshape(outputs, width + 1).contiguous()  # as the fake has it: r = 1 gives a view

@@ -26,13 +26,14 @@ WORDS = 512  # a program takes at a time
 
 
 def words(x: torch.Tensor) -> torch.Tensor | None:
-    """x (B, H, L) as int64 rows (outer, H, N / 4), N = L or B L tokens; None where tokens do not lie so."""
+    """x (B, H, L) as int64 rows (outer, H, N / 4), N = L or B L tokens; None where tokens do not lie so,
+    or are too many to count in 32 bits."""
     if x.element_size() != 2 or x.shape[-1] < LANES:
         return None
     if x.transpose(0, 1).is_contiguous():
         x = x.transpose(0, 1).flatten(1).unsqueeze(0)
-    aligned = x.stride(-1) == 1 and all(n % LANES == 0 for n in (*x.stride()[:2], x.shape[-1], x.storage_offset()))
-    return x.view(torch.int64) if aligned and x.data_ptr() % 8 == 0 else None
+    aligned = all(n % LANES == 0 for n in (*x.stride()[:2], x.shape[-1], x.storage_offset())) and x.data_ptr() % 8 == 0
+    return x.view(torch.int64) if aligned and x.stride(-1) == 1 and x.shape[-1] < 1 << 31 else None
 
 
 @triton.jit

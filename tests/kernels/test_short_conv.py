@@ -220,6 +220,52 @@ def test_words_are_taken_where_they_fit():
     assert rows is not None and rows.shape == (2, 3, 2)
 
 
+def test_words_are_not_taken_where_a_row_has_more_tokens_than_32_bits_count():
+    from kernels.short_conv.words import words
+
+    def row(tokens):
+        return torch.empty(tokens // 1024, 1, 1024, dtype=torch.float16, device="meta")
+
+    assert words(row((1 << 31) - 1024)) is not None and words(row(1 << 31)) is None
+
+
+@pytest.mark.parametrize(
+    "shape, strides, widest",
+    [
+        ((2, 3, 8), (8, 1 << 30, 1), 5),
+        ((2, 3, 8), (8, 1 << 30, 1), 0),
+        ((2, 2, 3), (2, 1, 1 << 30), 5),
+        ((3, 2, 8), (1 << 30, 8, 1), 5),
+        ((3, 2, 8), (1 << 30, 8, 1), 0),
+    ],
+    ids=["channels, words", "channels", "tokens", "sequences, words", "sequences"],
+)
+def test_offsets_of_more_than_32_bits(monkeypatch, shape, strides, widest):
+    """Inputs, outputs and both gradients of 2^31 elements and more, of which few are touched: the rest is no memory."""
+    from kernels.short_conv import triton, words
+
+    def apart(*_):
+        last = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+        return torch.empty(last + 1, dtype=torch.float16, device=HERE).as_strided(shape, strides)
+
+    torch.manual_seed(7)
+    u, dy = (apart().copy_(torch.randn(shape)) for _ in range(2))
+    w, bias = torch.randn(shape[1], 3, device=HERE), torch.randn(shape[1], device=HERE)
+    monkeypatch.setattr(triton, "new_outputs", apart)
+    monkeypatch.setattr(words, "WIDEST", widest)
+
+    def outcome(function, *inputs, **options):
+        leaves = [t.detach().requires_grad_() for t in inputs]
+        y = function(*leaves, activation="silu", **options)
+        return [y, *torch.autograd.grad(y, leaves, dy.to(y.dtype))]
+
+    with within_bounds():
+        got = outcome(kernels.short_conv, u, w, bias, backend="triton")
+    want = outcome(oracle, *(t.double() for t in (u, w, bias)))
+    for value, true in zip(got, want, strict=True):
+        assert relative_error(value, true) < 2e-3
+
+
 def test_more_sequences_than_a_grid_holds(monkeypatch):
     """A grid's third axis is the batch where words are taken, and short: the plain kernel takes what is more."""
     from kernels.short_conv import words
