@@ -107,6 +107,17 @@ def test_half_precision_reaches_beyond_its_range(size):
     verify(linear_attention, oracle, tensors, dtype=torch.float16, wide=("decay",), gradients=size < 1)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_reference_in_half_precision_over_many_chunks(normalize):
+    """All inputs of two bytes, decays a channel too, as GLA has them: what chunks pass on to each other is not."""
+    tensors = {name: t.half() for name, t in inputs(1, 2, 200, 16, 24, "channel").items()}
+    options = {"normalize": normalize, "return_state": True}
+    got = run(linear_attention, tensors, options | {"backend": "torch"}, True)
+    want = run(oracle, {name: t.double() for name, t in tensors.items()}, options, True)
+    for name, value in want.items():
+        assert relative_error(got[name], value) < 1e-3, name
+
+
 def test_any_layout_and_mixed_types():
     """Token-major storage, a broadcast head, features in fp32 with values in fp16, a decay that is a view."""
     torch.manual_seed(5)
