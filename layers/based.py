@@ -1,5 +1,7 @@
 """BASED's linear attention: the second-order Taylor polynomial of softmax's exponential."""
 
+from typing import Any
+
 import torch
 
 import kernels
@@ -21,3 +23,8 @@ class Based(LinearAttention):
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         return kernels.taylor_attention(q, k, v, eps=self.eps)
+
+    def step(self, x_t: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        q, k, v = (t.squeeze(2) for t in self.heads(x_t.unsqueeze(1), None))
+        y, total = kernels.taylor_step(q, k, v, state[0], eps=self.eps)
+        return self.out(y.flatten(1)), (total,)
