@@ -120,7 +120,7 @@ PUBLISHED = {
             "divergence: a run whose loss is not finite counts as 0 here, by its best epoch there",
             "data: the code of the paper's time did not pass the number of tokens to selective copying's generator "
             "(32, 64 and 96 were then 16), and several of its workers draw the same sequences, for the test set too; "
-            "whether the published data were made so cannot be told from the scores",
+            "compression's scores, which that would have raised, speak against it",
             "epochs of 800 and 1,600 sequences: the published code ends them with a smaller batch; ours are all full",
             "norm: the published code has LayerNorm at one entry point, RMSNorm at the other; ours is RMSNorm",
         ),
