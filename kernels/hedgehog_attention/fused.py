@@ -21,23 +21,10 @@ import triton
 import triton.language as tl
 
 from kernels.linear_attention.sums import scaled_product, strides
-from kernels.tiles import LOG2E, bucket, grid, precision, sequence
+from kernels.tiles import LOG2E, bucket, grid, load_rows, precision, sequence, store_rows
 
 WARPS = 1056  # eight for each SM of an H100, as many as its registers hold
 MANY, SHORT = 264, 512  # sequences that fill an H100; tokens that a program walks over in less time than launches take
-
-
-@triton.jit
-def _load(x, t, T, stride, width, D: tl.constexpr):
-    """Rows t of a sequence, as (rows, D), zeros outside."""
-    c = tl.arange(0, D)[None, :]
-    return tl.load(x + t[:, None] * stride + c, mask=(t < T)[:, None] & (c < width), other=0.0)
-
-
-@triton.jit
-def _store(x, t, T, stride, width, tile, D: tl.constexpr):
-    c = tl.arange(0, D)[None, :]
-    tl.store(x + t[:, None] * stride + c, tile.to(x.dtype.element_ty), mask=(t < T)[:, None] & (c < width))
 
 
 @triton.jit
@@ -124,9 +111,9 @@ def forward_kernel(
     state, z = tl.zeros((2 * F, DV), tl.float32), tl.zeros((2 * F,), tl.float32)
     for low in range(0, T, C):
         t = low + i
-        phi_q = _features(_load(q, t, T, q_t, d, D), map_q, f, F, WHOLE, PRECISION)
-        phi_k = _features(_load(k, t, T, k_t, d, D), map_k, f, F, WHOLE, PRECISION)
-        value = _load(v, t, T, v_t, dv, DV)
+        phi_q = _features(load_rows(q, t, T, q_t, d, D), map_q, f, F, WHOLE, PRECISION)
+        phi_k = _features(load_rows(k, t, T, k_t, d, D), map_k, f, F, WHOLE, PRECISION)
+        value = load_rows(v, t, T, v_t, dv, DV)
         p = tl.dot(phi_q.to(type), tl.trans(phi_k.to(type)), input_precision=PRECISION)
         p = tl.where(t[:, None] >= t[None, :], p, 0.0)
         acc = _read(phi_q.to(type), state, PRECISION)
@@ -136,7 +123,7 @@ def forward_kernel(
             tl.store(inverse + head * T + t, r, mask=t < T)
             acc *= r[:, None]
             z += tl.sum(phi_k, 0)
-        _store(y, t, T, y_t, dv, acc, DV)
+        store_rows(y, t, T, y_t, dv, acc)
         # tokens beyond T come in the last chunk alone, whose state nobody reads
         state = tl.dot(tl.trans(phi_k.to(type)), value, state, input_precision=PRECISION)
 
@@ -160,14 +147,14 @@ def queries_kernel(
         state, z = tl.zeros((2 * F, DV), tl.float32), tl.zeros((2 * F,), tl.float32)
         for low in range(0, T, C):
             t = low + i
-            phi_k = _features(_load(k + b * k_b + h * k_h, t, T, k_t, d, D), map_k, f, F, WHOLE, PRECISION)
-            value = _load(v + b * v_b + h * v_h, t, T, v_t, dv, DV)
-            gradient = _load(dy + b * g_b + h * g_h, t, T, g_t, dv, DV)
+            phi_k = _features(load_rows(k + b * k_b + h * k_h, t, T, k_t, d, D), map_k, f, F, WHOLE, PRECISION)
+            value = load_rows(v + b * v_b + h * v_h, t, T, v_t, dv, DV)
+            gradient = load_rows(dy + b * g_b + h * g_h, t, T, g_t, dv, DV)
             slope = tl.dot(gradient, tl.trans(value), input_precision=PRECISION)
             d_phi = _read(gradient, tl.trans(state), PRECISION)
             if NORMALIZE:
                 r = tl.load(inverse + row + t, mask=t < T, other=0.0)[:, None]
-                out = _load(y + b * y_b + h * y_h, t, T, y_t, dv, DV).to(tl.float32)
+                out = load_rows(y + b * y_b + h * y_h, t, T, y_t, dv, DV).to(tl.float32)
                 m = -tl.sum(gradient.to(tl.float32) * out, 1)
                 tl.store(delta + row + t, m, mask=t < T)
                 slope = (slope + m[:, None]) * r
@@ -176,11 +163,11 @@ def queries_kernel(
             slope = tl.where(t[:, None] >= t[None, :], slope, 0.0)
             d_phi += scaled_product(slope, phi_k.to(type), PRECISION)
             state = tl.dot(tl.trans(phi_k.to(type)), value, state, input_precision=PRECISION)
-            query = _load(q + b * q_b + h * q_h, t, T, q_t, d, D)
+            query = load_rows(q + b * q_b + h * q_h, t, T, q_t, d, D)
             phi_q = _features(query, map_q, f, F, WHOLE, PRECISION)
             d_phi = _through_softmax(phi_q, d_phi, F)
             d_query = scaled_product(d_phi, tl.trans(map_q), PRECISION)
-            _store(dq + b * o_b + h * o_h, t, T, o_t, d, d_query, D)
+            store_rows(dq + b * o_b + h * o_h, t, T, o_t, d, d_query)
             total = _add(query, d_phi, total, PRECISION)
     _store_share(partial, total, 0, h, H, d, f, D, F)
 
@@ -205,11 +192,11 @@ def keys_kernel(
         chunks = tl.cdiv(T, C)
         for step in range(0, chunks):
             t = (chunks - 1 - step) * C + i
-            phi_q = _features(_load(q + b * q_b + h * q_h, t, T, q_t, d, D), map_q, f, F, WHOLE, PRECISION)
-            key = _load(k + b * k_b + h * k_h, t, T, k_t, d, D)
+            phi_q = _features(load_rows(q + b * q_b + h * q_h, t, T, q_t, d, D), map_q, f, F, WHOLE, PRECISION)
+            key = load_rows(k + b * k_b + h * k_h, t, T, k_t, d, D)
             phi_k = _features(key, map_k, f, F, WHOLE, PRECISION)
-            value = _load(v + b * v_b + h * v_h, t, T, v_t, dv, DV)
-            gradient = _load(dy + b * g_b + h * g_h, t, T, g_t, dv, DV)
+            value = load_rows(v + b * v_b + h * v_h, t, T, v_t, dv, DV)
+            gradient = load_rows(dy + b * g_b + h * g_h, t, T, g_t, dv, DV)
             weight = tl.dot(phi_k.to(type), tl.trans(phi_q.to(type)), input_precision=PRECISION)
             slope = tl.dot(value, tl.trans(gradient), input_precision=PRECISION)
             entering = phi_q
@@ -225,11 +212,11 @@ def keys_kernel(
             seen = t[:, None] <= t[None, :]
             d_value = _read(phi_k.to(type), tl.trans(state), PRECISION)
             d_value += scaled_product(tl.where(seen, weight, 0.0), gradient, PRECISION)
-            _store(dvalue + b * p_b + h * p_h, t, T, p_t, dv, d_value, DV)
+            store_rows(dvalue + b * p_b + h * p_h, t, T, p_t, dv, d_value)
             d_phi += scaled_product(tl.where(seen, slope, 0.0), phi_q.to(type), PRECISION)
             d_phi = _through_softmax(phi_k, d_phi, F)
             d_key = scaled_product(d_phi, tl.trans(map_k), PRECISION)
-            _store(dk + b * o_b + h * o_h, t, T, o_t, d, d_key, D)
+            store_rows(dk + b * o_b + h * o_h, t, T, o_t, d, d_key)
             total = _add(key, d_phi, total, PRECISION)
             state = _add(gradient, entering, state, PRECISION)
     _store_share(partial, total, 1, h, H, d, f, D, F)

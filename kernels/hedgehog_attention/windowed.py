@@ -15,8 +15,7 @@ import triton.language as tl
 
 from kernels.hedgehog_attention.fused import _read
 from kernels.linear_attention.sums import scaled_product, scan, sum_gradient
-from kernels.sliding_attention.triton import _rows, _store
-from kernels.tiles import bucket, grid, precision, sequence
+from kernels.tiles import bucket, grid, load_rows, precision, sequence, store_rows
 
 
 @triton.jit
@@ -100,19 +99,19 @@ def forward_kernel(
     head = sequence()
     start = tl.program_id(0) * BM
     m = start + tl.arange(0, BM)
-    map_q = _rows(phi_q, head, m, T, f, F)
+    map_q = load_rows(phi_q + head * T * f, m, T, f, f, F)
     query = map_q
     top = tl.zeros((BM,), tl.float32)
     a = 1.0
     b = 1.0
     if WINDOW:
-        query = _rows(q, head, m, T, d, D)
+        query = load_rows(q + head * T * d, m, T, d, d, D)
         a = tl.load(mix + tl.program_id(1))
         b = tl.load(mix + H + tl.program_id(1))
         top = tl.full((BM,), float("-inf"), tl.float32)
         for block in range(tl.maximum(start - window + 1, 0) // BN * BN, tl.minimum(start + BM, T), BN):
             n = block + tl.arange(0, BN)
-            s = tl.dot(query, tl.trans(_rows(k, head, n, T, d, D)), input_precision=PRECISION) * scale
+            s = tl.dot(query, tl.trans(load_rows(k + head * T * d, n, T, d, d, D)), input_precision=PRECISION) * scale
             top = tl.maximum(top, tl.max(tl.where(_near(m, n, window), s, float("-inf")), 1))
         top = tl.where(m < T, top, 0.0)
         tl.store(highest + head * T + m, top, mask=m < T)
@@ -126,19 +125,19 @@ def forward_kernel(
             sums = b * tl.sum(map_q * _beside(beside, head, first // C, tl.cdiv(T, C), f, F)[None, :], 1)
     for block in range(first, tl.minimum(start + BM, T), BN):
         n = block + tl.arange(0, BN)
-        map_k = _rows(phi_k, head, n, T, f, F)
+        map_k = load_rows(phi_k + head * T * f, n, T, f, f, F)
         key = map_k
         if WINDOW:
-            key = _rows(k, head, n, T, d, D)
+            key = load_rows(k + head * T * d, n, T, d, d, D)
         weight, _, _ = _weights(query, key, map_q, map_k, m, n, T, window, top, scale, a, b, WINDOW, PRECISION)
-        value = _rows(v, head, n, T, dv, DV)
+        value = load_rows(v + head * T * dv, n, T, dv, dv, DV)
         acc = tl.dot(weight.to(value.dtype), value, acc, input_precision=PRECISION)
         sums += tl.sum(weight, 1)
     if NORMALIZE:
         r = 1 / (sums + tl.where(m < T, eps, 1.0))
         tl.store(inverse + head * T + m, r, mask=m < T)
         acc *= r[:, None]
-    _store(y, head, m, T, dv, acc, DV)
+    store_rows(y + head * T * dv, m, T, dv, dv, acc)
 
 
 @triton.jit
@@ -152,8 +151,8 @@ def queries_kernel(
     head = sequence()
     start = tl.program_id(0) * BM
     m = start + tl.arange(0, BM)
-    map_q = _rows(phi_q, head, m, T, f, F)
-    gradient = _rows(dy, head, m, T, dv, DV)
+    map_q = load_rows(phi_q + head * T * f, m, T, f, f, F)
+    gradient = load_rows(dy + head * T * dv, m, T, dv, dv, DV)
     less = tl.zeros((BM,), tl.float32)
     r = tl.full((BM,), 1.0, tl.float32)
     if NORMALIZE:
@@ -164,7 +163,7 @@ def queries_kernel(
     a = 1.0
     b = 1.0
     if WINDOW:
-        query = _rows(q, head, m, T, d, D)
+        query = load_rows(q + head * T * d, m, T, d, d, D)
         top = tl.load(highest + head * T + m, mask=m < T, other=0.0)
         a = tl.load(mix + tl.program_id(1))
         b = tl.load(mix + H + tl.program_id(1))
@@ -183,12 +182,12 @@ def queries_kernel(
         acc_phi *= b
     for block in range(first, tl.minimum(start + BM, T), BN):
         n = block + tl.arange(0, BN)
-        map_k = _rows(phi_k, head, n, T, f, F)
+        map_k = load_rows(phi_k + head * T * f, n, T, f, f, F)
         key = map_k
         if WINDOW:
-            key = _rows(k, head, n, T, d, D)
+            key = load_rows(k + head * T * d, n, T, d, d, D)
         _, near, lin = _weights(query, key, map_q, map_k, m, n, T, window, top, scale, a, b, WINDOW, PRECISION)
-        slope = tl.dot(gradient, tl.trans(_rows(v, head, n, T, dv, DV)), input_precision=PRECISION)
+        slope = tl.dot(gradient, tl.trans(load_rows(v + head * T * dv, n, T, dv, dv, DV)), input_precision=PRECISION)
         slope = (slope + less[:, None]) * r[:, None]
         far = (n[None, :] <= m[:, None]) & (m[:, None] < T)
         if WINDOW:
@@ -197,9 +196,9 @@ def queries_kernel(
             sum_b += tl.sum(slope * lin, 1)
             acc_q = _add_product(slope * near * (a * scale), key, acc_q, PRECISION)
         acc_phi = _add_product(tl.where(far, slope * b, 0.0), map_k, acc_phi, PRECISION)
-    _store(d_phi, head, m, T, f, acc_phi, F)
+    store_rows(d_phi + head * T * f, m, T, f, f, acc_phi)
     if WINDOW:
-        _store(dq, head, m, T, d, acc_q, D)
+        store_rows(dq + head * T * d, m, T, d, d, acc_q)
         place = d_mix + (head * tl.num_programs(0) + tl.program_id(0)) * 2
         tl.store(place, tl.sum(tl.where(m < T, sum_a, 0.0), 0))
         tl.store(place + 1, tl.sum(tl.where(m < T, sum_b, 0.0), 0))
@@ -216,13 +215,13 @@ def keys_kernel(
     head = sequence()
     start = tl.program_id(0) * BN
     n = start + tl.arange(0, BN)
-    map_k = _rows(phi_k, head, n, T, f, F)
-    value = _rows(v, head, n, T, dv, DV)
+    map_k = load_rows(phi_k + head * T * f, n, T, f, f, F)
+    value = load_rows(v + head * T * dv, n, T, dv, dv, DV)
     key = map_k
     a = 1.0
     b = 1.0
     if WINDOW:
-        key = _rows(k, head, n, T, d, D)
+        key = load_rows(k + head * T * d, n, T, d, d, D)
         a = tl.load(mix + tl.program_id(1))
         b = tl.load(mix + H + tl.program_id(1))
     acc_k = tl.zeros((BN, D), tl.float32)
@@ -240,8 +239,8 @@ def keys_kernel(
         acc_phi *= b
     for block in range(start, end, BM):
         m = block + tl.arange(0, BM)
-        map_q = _rows(phi_q, head, m, T, f, F)
-        gradient = _rows(dy, head, m, T, dv, DV)
+        map_q = load_rows(phi_q + head * T * f, m, T, f, f, F)
+        gradient = load_rows(dy + head * T * dv, m, T, dv, dv, DV)
         less = tl.zeros((BM,), tl.float32)
         r = tl.full((BM,), 1.0, tl.float32)
         if NORMALIZE:
@@ -250,7 +249,7 @@ def keys_kernel(
         query = map_q
         top = tl.zeros((BM,), tl.float32)
         if WINDOW:
-            query = _rows(q, head, m, T, d, D)
+            query = load_rows(q + head * T * d, m, T, d, d, D)
             top = tl.load(highest + head * T + m, mask=m < T, other=0.0)
         weight, near, _ = _weights(query, key, map_q, map_k, m, n, T, window, top, scale, a, b, WINDOW, PRECISION)
         acc_v = _add_product(tl.trans(weight * r[:, None]), gradient, acc_v, PRECISION)
@@ -261,10 +260,10 @@ def keys_kernel(
             far = far & ~_near(m, n, window)
             acc_k = _add_product(tl.trans(slope * near * (a * scale)), query, acc_k, PRECISION)
         acc_phi = _add_product(tl.trans(tl.where(far, slope * b, 0.0)), map_q, acc_phi, PRECISION)
-    _store(dvalue, head, n, T, dv, acc_v, DV)
-    _store(d_phi, head, n, T, f, acc_phi, F)
+    store_rows(dvalue + head * T * dv, n, T, dv, dv, acc_v)
+    store_rows(d_phi + head * T * f, n, T, f, f, acc_phi)
     if WINDOW:
-        _store(dk, head, n, T, d, acc_k, D)
+        store_rows(dk + head * T * d, n, T, d, d, acc_k)
 
 
 def tiling(q: torch.Tensor, v: torch.Tensor, phi: torch.Tensor, windowed: bool, backward: bool) -> dict:
