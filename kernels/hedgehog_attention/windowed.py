@@ -13,8 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.hedgehog_attention.fused import _read
-from kernels.linear_attention.sums import scaled_product, scan, sum_gradient
+from kernels.linear_attention.sums import scaled_product, scaled_right_product, scan, sum_gradient
 from kernels.tiles import bucket, grid, load_rows, precision, sequence, store_rows
 
 
@@ -66,7 +65,7 @@ def _from_features(phi, states, head, m, chunk, chunks, T, f, dv, DV: tl.constex
         x = tl.load(
             phi + (head * T + m[:, None]) * f + kk[None, :], mask=(m < T)[:, None] & (kk < f)[None, :], other=0.0
         )
-        acc += _read(x, _state(states, head, chunk, chunks, kk, tl.arange(0, DV), f, dv), PRECISION)
+        acc += scaled_right_product(x, _state(states, head, chunk, chunks, kk, tl.arange(0, DV), f, dv), PRECISION)
     return acc
 
 
@@ -80,7 +79,9 @@ def _from_values(x, states, head, m, chunk, chunks, T, f, dv, F: tl.constexpr, B
         rows = tl.load(
             x + (head * T + m[:, None]) * dv + n[None, :], mask=(m < T)[:, None] & (n < dv)[None, :], other=0.0
         )
-        acc += _read(rows, tl.trans(_state(states, head, chunk, chunks, tl.arange(0, F), n, f, dv)), PRECISION)
+        acc += scaled_right_product(
+            rows, tl.trans(_state(states, head, chunk, chunks, tl.arange(0, F), n, f, dv)), PRECISION
+        )
     return acc
 
 
