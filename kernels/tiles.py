@@ -1,5 +1,5 @@
 """What the Triton kernels share: the operators that launch them, block sizes by bucket, the precision of products on
-matrix units, and the grid.
+matrix units, the grid, and rows of a sequence as tiles.
 
 Block sizes come from shapes by named rules, not from an autotuner: a sweep over many shapes then compiles each kernel a
 handful of times. Ranks stay small: no block below 16, the least a matrix unit takes.
@@ -75,3 +75,20 @@ def sequence():
     """Which of B H sequences a program of a grid (blocks, H, B) works on, int64: batch times heads is more than one
     axis may hold. Programs start in the order of the axes, so blocks of a sequence share the L2 cache."""
     return tl.program_id(2).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+
+
+@triton.jit
+def load_rows(x, t, T, stride, width, D: tl.constexpr, WHOLE: tl.constexpr = False):
+    """Rows t of the T at x, as (rows, D), zeros outside. WHOLE: no row is."""
+    c = tl.arange(0, D)[None, :]
+    place = x + t[:, None] * stride + c
+    if WHOLE:
+        return tl.load(place, mask=c < width, other=0.0)
+    else:
+        return tl.load(place, mask=(t[:, None] < T) & (c < width), other=0.0)
+
+
+@triton.jit
+def store_rows(x, t, T, stride, width, tile):
+    c = tl.arange(0, tile.shape[1])[None, :]
+    tl.store(x + t[:, None] * stride + c, tile.to(x.dtype.element_ty), mask=(t[:, None] < T) & (c < width))

@@ -1,8 +1,8 @@
 """Hedgehog without a window, narrow heads: a program walks over a sequence chunk by chunk, no feature in memory.
 
-Each chunk's features come from its tiles of q and k: with V = [W, -W], phi(x) is the two halves' softmaxes of x V.
-Tokens of a chunk meet as pairs, those before it through the state sum phi_k^T v. With r = 1 / (eps + sum of weights),
-m = -dy.y and slope[t, s] = r[t] (dy[t].v[s] + m[t]):
+Each chunk's features come from its tiles of q and k, by `maps`, whose V is [W, -W]. Tokens of a chunk meet as pairs,
+those before it through the state sum phi_k^T v. With r = 1 / (eps + sum of weights), m = -dy.y and
+slope[t, s] = r[t] (dy[t].v[s] + m[t]):
 
     dphi_q[t] = sum_{s <= t} slope[t, s] phi_k[s]      chunk by chunk, by the forward pass's state, formed again
     dphi_k[s] = sum_{t >= s} slope[t, s] phi_q[t]      from the last chunk to the first, by the state sum r dy^T phi_q;
@@ -20,92 +20,12 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.linear_attention.sums import scaled_product, strides
-from kernels.tiles import LOG2E, bucket, grid, precision, sequence
+from kernels.hedgehog_attention.maps import mapped, signed, store_share, through_softmax
+from kernels.linear_attention.sums import scaled_product, scaled_right_product, strides
+from kernels.tiles import bucket, grid, load_rows, precision, sequence, store_rows
 
 WARPS = 1056  # eight for each SM of an H100, as many as its registers hold
 MANY, SHORT = 264, 512  # sequences that fill an H100; tokens that a program walks over in less time than launches take
-
-
-@triton.jit
-def _load(x, t, T, stride, width, D: tl.constexpr):
-    """Rows t of a sequence, as (rows, D), zeros outside."""
-    c = tl.arange(0, D)[None, :]
-    return tl.load(x + t[:, None] * stride + c, mask=(t < T)[:, None] & (c < width), other=0.0)
-
-
-@triton.jit
-def _store(x, t, T, stride, width, tile, D: tl.constexpr):
-    c = tl.arange(0, D)[None, :]
-    tl.store(x + t[:, None] * stride + c, tile.to(x.dtype.element_ty), mask=(t < T)[:, None] & (c < width))
-
-
-@triton.jit
-def _columns(f, F: tl.constexpr):
-    """Of tiles (rows, 2 F): whether a column is in the first half, its place in its half, as (1, 2 F)."""
-    j = tl.arange(0, 2 * F)[None, :]
-    up = j < F
-    return up, tl.where(up, j, j - F)
-
-
-@triton.jit
-def _signed(w, h, d, f, D: tl.constexpr, F: tl.constexpr, dtype: tl.constexpr):
-    """[W, -W] of a head, (D, 2 F), zeros outside of (d, f) in each half."""
-    c = tl.arange(0, D)[:, None]
-    up, j = _columns(f, F)
-    weight = tl.load(w + h * d * f + c * f + j, mask=(c < d) & (j < f), other=0.0)
-    return tl.where(up, weight, -weight).to(dtype)
-
-
-@triton.jit
-def _features(x, weight, f, F: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr):
-    """phi of the rows of x, fp32, (rows, 2 F), zeros in columns from f on in each half. WHOLE: there are none."""
-    y = tl.dot(x, weight, input_precision=PRECISION) * LOG2E
-    y = tl.reshape(y, (x.shape[0], 2, F))
-    if not WHOLE:
-        y = tl.where(tl.arange(0, F)[None, None, :] < f, y, float("-inf"))
-    e = tl.exp2(y - tl.max(y, 2)[:, :, None])
-    return tl.reshape(e * (1 / tl.sum(e, 2))[:, :, None], (x.shape[0], 2 * F))
-
-
-@triton.jit
-def _through_softmax(phi, gradient, F: tl.constexpr):
-    """The gradient of x V from that of phi."""
-    phi = tl.reshape(phi, (phi.shape[0], 2, F))
-    product = phi * tl.reshape(gradient, (phi.shape[0], 2, F))
-    return tl.reshape(product - phi * tl.sum(product, 2)[:, :, None], (phi.shape[0], 2 * F))
-
-
-@triton.jit
-def _read(a, state, PRECISION: tl.constexpr):
-    """a @ state, both rounded to a's type, in fp16 with a state of its own scale."""
-    if a.dtype == tl.float16:
-        largest = tl.max(tl.abs(state))
-        largest = tl.where(largest > 0, largest, 1.0)
-        return tl.dot(a, (state / largest).to(a.dtype)) * largest
-    else:
-        return tl.dot(a, state.to(a.dtype), input_precision=PRECISION)
-
-
-@triton.jit
-def _add(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a^T b, b rounded to a's type."""
-    if a.dtype == tl.float16:
-        largest = tl.max(tl.abs(b))
-        largest = tl.where(largest > 0, largest, 1.0)
-        return acc + tl.dot(tl.trans(a), (b / largest).to(a.dtype)) * largest
-    else:
-        return tl.dot(tl.trans(a), b.to(a.dtype), acc, input_precision=PRECISION)
-
-
-@triton.jit
-def _store_share(partial, total, side, h, H, d, f, D: tl.constexpr, F: tl.constexpr):
-    """A share's dV into partial (shares, halves, 2, H, d, f), the second half negated: dW is the sum of all."""
-    c = tl.arange(0, D)[:, None]
-    up, j = _columns(f, F)
-    half = tl.program_id(1) * 2 + tl.where(up, 0, 1)
-    place = partial + ((half * 2 + side).to(tl.int64) * H + h) * d * f + c * f + j
-    tl.store(place, tl.where(up, total, -total), mask=(c < d) & (j < f))
 
 
 @triton.jit
@@ -119,24 +39,24 @@ def forward_kernel(
     h, b = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     q, k, v, y = q + b * q_b + h * q_h, k + b * k_b + h * k_h, v + b * v_b + h * v_h, y + b * y_b + h * y_h
     type: tl.constexpr = q.dtype.element_ty
-    map_q, map_k = _signed(w_q, h, d, f, D, F, type), _signed(w_k, h, d, f, D, F, type)
+    map_q, map_k = signed(w_q, h, d, f, D, F, type), signed(w_k, h, d, f, D, F, type)
     i = tl.arange(0, C)
     state, z = tl.zeros((2 * F, DV), tl.float32), tl.zeros((2 * F,), tl.float32)
     for low in range(0, T, C):
         t = low + i
-        phi_q = _features(_load(q, t, T, q_t, d, D), map_q, f, F, WHOLE, PRECISION)
-        phi_k = _features(_load(k, t, T, k_t, d, D), map_k, f, F, WHOLE, PRECISION)
-        value = _load(v, t, T, v_t, dv, DV)
+        phi_q = mapped(load_rows(q, t, T, q_t, d, D), map_q, f, F, WHOLE, PRECISION)
+        phi_k = mapped(load_rows(k, t, T, k_t, d, D), map_k, f, F, WHOLE, PRECISION)
+        value = load_rows(v, t, T, v_t, dv, DV)
         p = tl.dot(phi_q.to(type), tl.trans(phi_k.to(type)), input_precision=PRECISION)
         p = tl.where(t[:, None] >= t[None, :], p, 0.0)
-        acc = _read(phi_q.to(type), state, PRECISION)
+        acc = scaled_right_product(phi_q.to(type), state, PRECISION)
         acc = tl.dot(p.to(type), value, acc, input_precision=PRECISION)
         if NORMALIZE:
             r = 1 / (tl.sum(p, 1) + tl.sum(phi_q * z[None, :], 1) + eps)
             tl.store(inverse + head * T + t, r, mask=t < T)
             acc *= r[:, None]
             z += tl.sum(phi_k, 0)
-        _store(y, t, T, y_t, dv, acc, DV)
+        store_rows(y, t, T, y_t, dv, acc)
         # tokens beyond T come in the last chunk alone, whose state nobody reads
         state = tl.dot(tl.trans(phi_k.to(type)), value, state, input_precision=PRECISION)
 
@@ -151,7 +71,7 @@ def queries_kernel(
     """dq, this share's dW of the queries, and where normalised delta = -dy.y."""
     h = tl.program_id(0).to(tl.int64)
     type: tl.constexpr = q.dtype.element_ty
-    map_q, map_k = _signed(w_q, h, d, f, D, F, type), _signed(w_k, h, d, f, D, F, type)
+    map_q, map_k = signed(w_q, h, d, f, D, F, type), signed(w_k, h, d, f, D, F, type)
     i = tl.arange(0, C)
     total = tl.zeros((D, 2 * F), tl.float32)
     for batch in range(tl.program_id(1), B, tl.num_programs(1)):
@@ -160,14 +80,14 @@ def queries_kernel(
         state, z = tl.zeros((2 * F, DV), tl.float32), tl.zeros((2 * F,), tl.float32)
         for low in range(0, T, C):
             t = low + i
-            phi_k = _features(_load(k + b * k_b + h * k_h, t, T, k_t, d, D), map_k, f, F, WHOLE, PRECISION)
-            value = _load(v + b * v_b + h * v_h, t, T, v_t, dv, DV)
-            gradient = _load(dy + b * g_b + h * g_h, t, T, g_t, dv, DV)
+            phi_k = mapped(load_rows(k + b * k_b + h * k_h, t, T, k_t, d, D), map_k, f, F, WHOLE, PRECISION)
+            value = load_rows(v + b * v_b + h * v_h, t, T, v_t, dv, DV)
+            gradient = load_rows(dy + b * g_b + h * g_h, t, T, g_t, dv, DV)
             slope = tl.dot(gradient, tl.trans(value), input_precision=PRECISION)
-            d_phi = _read(gradient, tl.trans(state), PRECISION)
+            d_phi = scaled_right_product(gradient, tl.trans(state), PRECISION)
             if NORMALIZE:
                 r = tl.load(inverse + row + t, mask=t < T, other=0.0)[:, None]
-                out = _load(y + b * y_b + h * y_h, t, T, y_t, dv, DV).to(tl.float32)
+                out = load_rows(y + b * y_b + h * y_h, t, T, y_t, dv, DV).to(tl.float32)
                 m = -tl.sum(gradient.to(tl.float32) * out, 1)
                 tl.store(delta + row + t, m, mask=t < T)
                 slope = (slope + m[:, None]) * r
@@ -176,13 +96,13 @@ def queries_kernel(
             slope = tl.where(t[:, None] >= t[None, :], slope, 0.0)
             d_phi += scaled_product(slope, phi_k.to(type), PRECISION)
             state = tl.dot(tl.trans(phi_k.to(type)), value, state, input_precision=PRECISION)
-            query = _load(q + b * q_b + h * q_h, t, T, q_t, d, D)
-            phi_q = _features(query, map_q, f, F, WHOLE, PRECISION)
-            d_phi = _through_softmax(phi_q, d_phi, F)
+            query = load_rows(q + b * q_b + h * q_h, t, T, q_t, d, D)
+            phi_q = mapped(query, map_q, f, F, WHOLE, PRECISION)
+            d_phi = through_softmax(phi_q, d_phi, F)
             d_query = scaled_product(d_phi, tl.trans(map_q), PRECISION)
-            _store(dq + b * o_b + h * o_h, t, T, o_t, d, d_query, D)
-            total = _add(query, d_phi, total, PRECISION)
-    _store_share(partial, total, 0, h, H, d, f, D, F)
+            store_rows(dq + b * o_b + h * o_h, t, T, o_t, d, d_query)
+            total += scaled_right_product(tl.trans(query), d_phi, PRECISION)
+    store_share(partial, total, 0, h, H, d, f, D, F)
 
 
 @triton.jit
@@ -195,7 +115,7 @@ def keys_kernel(
     """dk, dv and this share's dW of the keys."""
     h = tl.program_id(0).to(tl.int64)
     type: tl.constexpr = q.dtype.element_ty
-    map_q, map_k = _signed(w_q, h, d, f, D, F, type), _signed(w_k, h, d, f, D, F, type)
+    map_q, map_k = signed(w_q, h, d, f, D, F, type), signed(w_k, h, d, f, D, F, type)
     i = tl.arange(0, C)
     total = tl.zeros((D, 2 * F), tl.float32)
     for batch in range(tl.program_id(1), B, tl.num_programs(1)):
@@ -205,15 +125,15 @@ def keys_kernel(
         chunks = tl.cdiv(T, C)
         for step in range(0, chunks):
             t = (chunks - 1 - step) * C + i
-            phi_q = _features(_load(q + b * q_b + h * q_h, t, T, q_t, d, D), map_q, f, F, WHOLE, PRECISION)
-            key = _load(k + b * k_b + h * k_h, t, T, k_t, d, D)
-            phi_k = _features(key, map_k, f, F, WHOLE, PRECISION)
-            value = _load(v + b * v_b + h * v_h, t, T, v_t, dv, DV)
-            gradient = _load(dy + b * g_b + h * g_h, t, T, g_t, dv, DV)
+            phi_q = mapped(load_rows(q + b * q_b + h * q_h, t, T, q_t, d, D), map_q, f, F, WHOLE, PRECISION)
+            key = load_rows(k + b * k_b + h * k_h, t, T, k_t, d, D)
+            phi_k = mapped(key, map_k, f, F, WHOLE, PRECISION)
+            value = load_rows(v + b * v_b + h * v_h, t, T, v_t, dv, DV)
+            gradient = load_rows(dy + b * g_b + h * g_h, t, T, g_t, dv, DV)
             weight = tl.dot(phi_k.to(type), tl.trans(phi_q.to(type)), input_precision=PRECISION)
             slope = tl.dot(value, tl.trans(gradient), input_precision=PRECISION)
             entering = phi_q
-            d_phi = _read(value, state, PRECISION)
+            d_phi = scaled_right_product(value, state, PRECISION)
             if NORMALIZE:
                 r = tl.load(inverse + row + t, mask=t < T, other=0.0)
                 m = tl.load(delta + row + t, mask=t < T, other=0.0)
@@ -223,16 +143,16 @@ def keys_kernel(
                 d_phi += z[None, :]
                 z += tl.sum(entering * m[:, None], 0)
             seen = t[:, None] <= t[None, :]
-            d_value = _read(phi_k.to(type), tl.trans(state), PRECISION)
+            d_value = scaled_right_product(phi_k.to(type), tl.trans(state), PRECISION)
             d_value += scaled_product(tl.where(seen, weight, 0.0), gradient, PRECISION)
-            _store(dvalue + b * p_b + h * p_h, t, T, p_t, dv, d_value, DV)
+            store_rows(dvalue + b * p_b + h * p_h, t, T, p_t, dv, d_value)
             d_phi += scaled_product(tl.where(seen, slope, 0.0), phi_q.to(type), PRECISION)
-            d_phi = _through_softmax(phi_k, d_phi, F)
+            d_phi = through_softmax(phi_k, d_phi, F)
             d_key = scaled_product(d_phi, tl.trans(map_k), PRECISION)
-            _store(dk + b * o_b + h * o_h, t, T, o_t, d, d_key, D)
-            total = _add(key, d_phi, total, PRECISION)
-            state = _add(gradient, entering, state, PRECISION)
-    _store_share(partial, total, 1, h, H, d, f, D, F)
+            store_rows(dk + b * o_b + h * o_h, t, T, o_t, d, d_key)
+            total += scaled_right_product(tl.trans(key), d_phi, PRECISION)
+            state += scaled_right_product(tl.trans(gradient), entering, PRECISION)
+    store_share(partial, total, 1, h, H, d, f, D, F)
 
 
 def fits(q: torch.Tensor, v: torch.Tensor, w: torch.Tensor) -> bool:

@@ -1,11 +1,10 @@
 """Attention over Hedgehog's features in memory, with a window or among all pairs, block of keys by block of keys.
 
 No weight reaches memory. With a window, keys that are older than the windows of a whole block of queries enter through
-the state, sum phi_k^T v, that linear attention's scan leaves for each chunk of 64 tokens; the blocks between it and the
-diagonal, window / 64 + 2 of them at most, pair by pair: the exponential inside the window, the product of features
-outside. A first pass over the window finds each row's largest exponent. Backward forms the weights again, in one kernel
-a block of queries and one a block of keys; queries whose windows are past a whole block of keys enter by their state,
-sum phi_q^T dy / (eps + sum of weights). Without a window all pairs of blocks meet.
+a state (`states`); the blocks between it and the diagonal, window / 64 + 2 of them at most, pair by pair (`blocks`). A
+first pass over the window finds each row's largest exponent. Backward forms the weights again, in one kernel a block of
+queries and one a block of keys; queries whose windows are past a whole block of keys enter by their state. Without a
+window all pairs of blocks meet.
 """
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 
@@ -13,82 +12,10 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.hedgehog_attention.fused import _read
-from kernels.linear_attention.sums import scaled_product, scan, sum_gradient
-from kernels.sliding_attention.triton import _rows, _store
-from kernels.tiles import bucket, grid, precision, sequence
-
-
-@triton.jit
-def _near(m, n, window):
-    return (n[None, :] <= m[:, None]) & (n[None, :] > m[:, None] - window)
-
-
-@triton.jit
-def _weights(query, key, phi_q, phi_k, m, n, T, window, highest, scale, a, b,
-             WINDOW: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Of queries m for keys n: the weights, the exponentials (zero outside the window), the products of features."""
-    causal = (n[None, :] <= m[:, None]) & (m[:, None] < T)
-    lin = tl.where(causal, tl.dot(phi_q, tl.trans(phi_k), input_precision=PRECISION), 0.0)
-    near = tl.zeros_like(lin)
-    weight = lin
-    if WINDOW:
-        inside = _near(m, n, window) & causal
-        s = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
-        near = tl.exp(tl.where(inside, s - highest[:, None], float("-inf")))
-        lin = tl.where(inside, 0.0, lin)
-        weight = a * near + b * lin
-    return weight, near, lin
-
-
-@triton.jit
-def _add_product(p, x, acc, PRECISION: tl.constexpr):
-    """acc + p @ x, p rounded."""
-    if x.dtype == tl.float16:
-        return acc + scaled_product(p, x, PRECISION)
-    else:
-        return tl.dot(p.to(x.dtype), x, acc, input_precision=PRECISION)
-
-
-@triton.jit
-def _state(states, head, chunk, chunks, row, column, f, dv):
-    """A tile of the state that a chunk finds."""
-    place = states + ((head * chunks + chunk) * f + row[:, None]) * dv + column[None, :]
-    return tl.load(place, mask=(row < f)[:, None] & (column < dv)[None, :], other=0.0)
-
-
-@triton.jit
-def _from_features(phi, states, head, m, chunk, chunks, T, f, dv, DV: tl.constexpr, BM: tl.constexpr,
-                   BK: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """phi @ state (BM, DV), some features at a time."""
-    acc = tl.zeros((BM, DV), tl.float32)
-    for low in range(0, f, BK):
-        kk = low + tl.arange(0, BK)
-        x = tl.load(
-            phi + (head * T + m[:, None]) * f + kk[None, :], mask=(m < T)[:, None] & (kk < f)[None, :], other=0.0
-        )
-        acc += _read(x, _state(states, head, chunk, chunks, kk, tl.arange(0, DV), f, dv), PRECISION)
-    return acc
-
-
-@triton.jit
-def _from_values(x, states, head, m, chunk, chunks, T, f, dv, F: tl.constexpr, BM: tl.constexpr,
-                 BK: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """x @ state^T (BM, F), x (B H, T, dv), some columns at a time."""
-    acc = tl.zeros((BM, F), tl.float32)
-    for low in range(0, dv, BK):
-        n = low + tl.arange(0, BK)
-        rows = tl.load(
-            x + (head * T + m[:, None]) * dv + n[None, :], mask=(m < T)[:, None] & (n < dv)[None, :], other=0.0
-        )
-        acc += _read(rows, tl.trans(_state(states, head, chunk, chunks, tl.arange(0, F), n, f, dv)), PRECISION)
-    return acc
-
-
-@triton.jit
-def _beside(beside, head, chunk, chunks, f, F: tl.constexpr):
-    j = tl.arange(0, F)
-    return tl.load(beside + (head * chunks + chunk) * f + j, mask=j < f, other=0.0)
+from kernels.hedgehog_attention.blocks import both_rows, descending_rows, mixture, near, slopes, weights
+from kernels.hedgehog_attention.states import beyond, from_features, from_values, load_beside
+from kernels.linear_attention.sums import scaled_product, sum_gradient
+from kernels.tiles import bucket, grid, load_rows, precision, sequence, store_rows
 
 
 @triton.jit
@@ -98,47 +25,41 @@ def forward_kernel(
     F: tl.constexpr, C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     head = sequence()
+    row = head * T
     start = tl.program_id(0) * BM
     m = start + tl.arange(0, BM)
-    map_q = _rows(phi_q, head, m, T, f, F)
-    query = map_q
+    map_q, query = both_rows(phi_q, q, row, m, T, f, d, WINDOW, F, D)
+    a, b = mixture(mix, H, WINDOW)
     top = tl.zeros((BM,), tl.float32)
-    a = 1.0
-    b = 1.0
     if WINDOW:
-        query = _rows(q, head, m, T, d, D)
-        a = tl.load(mix + tl.program_id(1))
-        b = tl.load(mix + H + tl.program_id(1))
         top = tl.full((BM,), float("-inf"), tl.float32)
         for block in range(tl.maximum(start - window + 1, 0) // BN * BN, tl.minimum(start + BM, T), BN):
             n = block + tl.arange(0, BN)
-            s = tl.dot(query, tl.trans(_rows(k, head, n, T, d, D)), input_precision=PRECISION) * scale
-            top = tl.maximum(top, tl.max(tl.where(_near(m, n, window), s, float("-inf")), 1))
+            s = tl.dot(query, tl.trans(load_rows(k + row * d, n, T, d, d, D)), input_precision=PRECISION) * scale
+            top = tl.maximum(top, tl.max(tl.where(near(m, n, window), s, float("-inf")), 1))
         top = tl.where(m < T, top, 0.0)
-        tl.store(highest + head * T + m, top, mask=m < T)
+        tl.store(highest + row + m, top, mask=m < T)
     sums = tl.zeros((BM,), tl.float32)
     acc = tl.zeros((BM, DV), tl.float32)
     first = 0
     if STATES:  # of the chunk where the windows begin
         first = tl.maximum(start - window + 1, 0) // C * C
-        acc = b * _from_features(phi_q, states, head, m, first // C, tl.cdiv(T, C), T, f, dv, DV, BM, BK, PRECISION)
+        chunk = head * tl.cdiv(T, C) + first // C
+        acc = b * from_features(phi_q + row * f, states + chunk * f * dv, m, T, f, dv, DV, BK, PRECISION)
         if NORMALIZE:
-            sums = b * tl.sum(map_q * _beside(beside, head, first // C, tl.cdiv(T, C), f, F)[None, :], 1)
+            sums = b * tl.sum(map_q * load_beside(beside + chunk * f, f, F), 1)
     for block in range(first, tl.minimum(start + BM, T), BN):
         n = block + tl.arange(0, BN)
-        map_k = _rows(phi_k, head, n, T, f, F)
-        key = map_k
-        if WINDOW:
-            key = _rows(k, head, n, T, d, D)
-        weight, _, _ = _weights(query, key, map_q, map_k, m, n, T, window, top, scale, a, b, WINDOW, PRECISION)
-        value = _rows(v, head, n, T, dv, DV)
+        map_k, key = both_rows(phi_k, k, row, n, T, f, d, WINDOW, F, D)
+        weight, _, _ = weights(query, key, map_q, map_k, m, n, T, window, top, scale, a, b, WINDOW, PRECISION)
+        value = load_rows(v + row * dv, n, T, dv, dv, DV)
         acc = tl.dot(weight.to(value.dtype), value, acc, input_precision=PRECISION)
         sums += tl.sum(weight, 1)
     if NORMALIZE:
         r = 1 / (sums + tl.where(m < T, eps, 1.0))
-        tl.store(inverse + head * T + m, r, mask=m < T)
+        tl.store(inverse + row + m, r, mask=m < T)
         acc *= r[:, None]
-    _store(y, head, m, T, dv, acc, DV)
+    store_rows(y + row * dv, m, T, dv, dv, acc)
 
 
 @triton.jit
@@ -150,24 +71,13 @@ def queries_kernel(
 ):  # fmt: skip
     """Gradients of a block of queries and of their features, and its part of the mix's (blocks, 2)."""
     head = sequence()
+    row = head * T
     start = tl.program_id(0) * BM
     m = start + tl.arange(0, BM)
-    map_q = _rows(phi_q, head, m, T, f, F)
-    gradient = _rows(dy, head, m, T, dv, DV)
-    less = tl.zeros((BM,), tl.float32)
-    r = tl.full((BM,), 1.0, tl.float32)
-    if NORMALIZE:
-        less = tl.load(delta + head * T + m, mask=m < T, other=0.0)
-        r = tl.load(inverse + head * T + m, mask=m < T, other=0.0)
-    query = map_q
-    top = tl.zeros((BM,), tl.float32)
-    a = 1.0
-    b = 1.0
-    if WINDOW:
-        query = _rows(q, head, m, T, d, D)
-        top = tl.load(highest + head * T + m, mask=m < T, other=0.0)
-        a = tl.load(mix + tl.program_id(1))
-        b = tl.load(mix + H + tl.program_id(1))
+    map_q, query, gradient, less, r, top = descending_rows(
+        phi_q, q, dy, delta, inverse, highest, row, m, T, f, d, dv, WINDOW, NORMALIZE, F, D, DV
+    )
+    a, b = mixture(mix, H, WINDOW)
     acc_q = tl.zeros((BM, D), tl.float32)
     acc_phi = tl.zeros((BM, F), tl.float32)
     sum_a = tl.zeros((BM,), tl.float32)
@@ -175,31 +85,29 @@ def queries_kernel(
     first = 0
     if STATES:
         first = tl.maximum(start - window + 1, 0) // C * C
-        acc_phi = _from_values(dy, states, head, m, first // C, tl.cdiv(T, C), T, f, dv, F, BM, BK, PRECISION)
+        chunk = head * tl.cdiv(T, C) + first // C
+        acc_phi = from_values(dy + row * dv, states + chunk * f * dv, m, T, f, dv, F, BK, PRECISION)
         if NORMALIZE:
-            acc_phi += less[:, None] * _beside(beside, head, first // C, tl.cdiv(T, C), f, F)[None, :]
+            acc_phi += less[:, None] * load_beside(beside + chunk * f, f, F)
         acc_phi *= r[:, None]
         sum_b = tl.sum(acc_phi * map_q, 1)
         acc_phi *= b
     for block in range(first, tl.minimum(start + BM, T), BN):
         n = block + tl.arange(0, BN)
-        map_k = _rows(phi_k, head, n, T, f, F)
-        key = map_k
+        map_k, key = both_rows(phi_k, k, row, n, T, f, d, WINDOW, F, D)
+        value = load_rows(v + row * dv, n, T, dv, dv, DV)
+        _, exponential, product = weights(
+            query, key, map_q, map_k, m, n, T, window, top, scale, a, b, WINDOW, PRECISION
+        )
+        slope, d_product = slopes(gradient, value, less, r, m, n, T, window, b, WINDOW, PRECISION)
         if WINDOW:
-            key = _rows(k, head, n, T, d, D)
-        _, near, lin = _weights(query, key, map_q, map_k, m, n, T, window, top, scale, a, b, WINDOW, PRECISION)
-        slope = tl.dot(gradient, tl.trans(_rows(v, head, n, T, dv, DV)), input_precision=PRECISION)
-        slope = (slope + less[:, None]) * r[:, None]
-        far = (n[None, :] <= m[:, None]) & (m[:, None] < T)
-        if WINDOW:
-            far = far & ~_near(m, n, window)
-            sum_a += tl.sum(slope * near, 1)
-            sum_b += tl.sum(slope * lin, 1)
-            acc_q = _add_product(slope * near * (a * scale), key, acc_q, PRECISION)
-        acc_phi = _add_product(tl.where(far, slope * b, 0.0), map_k, acc_phi, PRECISION)
-    _store(d_phi, head, m, T, f, acc_phi, F)
+            sum_a += tl.sum(slope * exponential, 1)
+            sum_b += tl.sum(slope * product, 1)
+            acc_q += scaled_product(slope * exponential * (a * scale), key, PRECISION)
+        acc_phi += scaled_product(d_product, map_k, PRECISION)
+    store_rows(d_phi + row * f, m, T, f, f, acc_phi)
     if WINDOW:
-        _store(dq, head, m, T, d, acc_q, D)
+        store_rows(dq + row * d, m, T, d, d, acc_q)
         place = d_mix + (head * tl.num_programs(0) + tl.program_id(0)) * 2
         tl.store(place, tl.sum(tl.where(m < T, sum_a, 0.0), 0))
         tl.store(place + 1, tl.sum(tl.where(m < T, sum_b, 0.0), 0))
@@ -214,17 +122,12 @@ def keys_kernel(
 ):  # fmt: skip
     """Gradients of a block of keys, of their features and of their values."""
     head = sequence()
+    row = head * T
     start = tl.program_id(0) * BN
     n = start + tl.arange(0, BN)
-    map_k = _rows(phi_k, head, n, T, f, F)
-    value = _rows(v, head, n, T, dv, DV)
-    key = map_k
-    a = 1.0
-    b = 1.0
-    if WINDOW:
-        key = _rows(k, head, n, T, d, D)
-        a = tl.load(mix + tl.program_id(1))
-        b = tl.load(mix + H + tl.program_id(1))
+    map_k, key = both_rows(phi_k, k, row, n, T, f, d, WINDOW, F, D)
+    value = load_rows(v + row * dv, n, T, dv, dv, DV)
+    a, b = mixture(mix, H, WINDOW)
     acc_k = tl.zeros((BN, D), tl.float32)
     acc_v = tl.zeros((BN, DV), tl.float32)
     acc_phi = tl.zeros((BN, F), tl.float32)
@@ -232,39 +135,27 @@ def keys_kernel(
     if STATES:  # queries from here on have all of these keys behind their windows
         edge = tl.cdiv(start + BN - 1 + window, C)
         end = tl.minimum(edge * C, T)
-        last = tl.minimum(edge, tl.cdiv(T, C)) - 1
-        acc_v = b * _from_features(phi_k, states, head, n, last, tl.cdiv(T, C), T, f, dv, DV, BN, BK, PRECISION)
-        acc_phi = _from_values(v, states, head, n, last, tl.cdiv(T, C), T, f, dv, F, BN, BK, PRECISION)
+        chunk = head * tl.cdiv(T, C) + tl.minimum(edge, tl.cdiv(T, C)) - 1
+        acc_v = b * from_features(phi_k + row * f, states + chunk * f * dv, n, T, f, dv, DV, BK, PRECISION)
+        acc_phi = from_values(v + row * dv, states + chunk * f * dv, n, T, f, dv, F, BK, PRECISION)
         if NORMALIZE:
-            acc_phi += _beside(beside, head, last, tl.cdiv(T, C), f, F)[None, :]
+            acc_phi += load_beside(beside + chunk * f, f, F)
         acc_phi *= b
     for block in range(start, end, BM):
         m = block + tl.arange(0, BM)
-        map_q = _rows(phi_q, head, m, T, f, F)
-        gradient = _rows(dy, head, m, T, dv, DV)
-        less = tl.zeros((BM,), tl.float32)
-        r = tl.full((BM,), 1.0, tl.float32)
-        if NORMALIZE:
-            less = tl.load(delta + head * T + m, mask=m < T, other=0.0)
-            r = tl.load(inverse + head * T + m, mask=m < T, other=0.0)
-        query = map_q
-        top = tl.zeros((BM,), tl.float32)
+        map_q, query, gradient, less, r, top = descending_rows(
+            phi_q, q, dy, delta, inverse, highest, row, m, T, f, d, dv, WINDOW, NORMALIZE, F, D, DV
+        )
+        weight, exponential, _ = weights(query, key, map_q, map_k, m, n, T, window, top, scale, a, b, WINDOW, PRECISION)
+        acc_v += scaled_product(tl.trans(weight * r[:, None]), gradient, PRECISION)
+        slope, d_product = slopes(gradient, value, less, r, m, n, T, window, b, WINDOW, PRECISION)
         if WINDOW:
-            query = _rows(q, head, m, T, d, D)
-            top = tl.load(highest + head * T + m, mask=m < T, other=0.0)
-        weight, near, _ = _weights(query, key, map_q, map_k, m, n, T, window, top, scale, a, b, WINDOW, PRECISION)
-        acc_v = _add_product(tl.trans(weight * r[:, None]), gradient, acc_v, PRECISION)
-        slope = tl.dot(gradient, tl.trans(value), input_precision=PRECISION)
-        slope = (slope + less[:, None]) * r[:, None]
-        far = (n[None, :] <= m[:, None]) & (m[:, None] < T)
-        if WINDOW:
-            far = far & ~_near(m, n, window)
-            acc_k = _add_product(tl.trans(slope * near * (a * scale)), query, acc_k, PRECISION)
-        acc_phi = _add_product(tl.trans(tl.where(far, slope * b, 0.0)), map_q, acc_phi, PRECISION)
-    _store(dvalue, head, n, T, dv, acc_v, DV)
-    _store(d_phi, head, n, T, f, acc_phi, F)
+            acc_k += scaled_product(tl.trans(slope * exponential * (a * scale)), query, PRECISION)
+        acc_phi += scaled_product(tl.trans(d_product), map_q, PRECISION)
+    store_rows(dvalue + row * dv, n, T, dv, dv, acc_v)
+    store_rows(d_phi + row * f, n, T, f, f, acc_phi)
     if WINDOW:
-        _store(dk, head, n, T, d, acc_k, D)
+        store_rows(dk + row * d, n, T, d, d, acc_k)
 
 
 def tiling(q: torch.Tensor, v: torch.Tensor, phi: torch.Tensor, windowed: bool, backward: bool) -> dict:
@@ -282,16 +173,10 @@ def tiling(q: torch.Tensor, v: torch.Tensor, phi: torch.Tensor, windowed: bool, 
     return widths | sizes | {"WINDOW": windowed}
 
 
-def states(a, b, inverse, delta, window: int, normalize: bool, reverse: bool):
-    """What each chunk finds, (B H, chunks, 2 f, dv), and the vectors beside; None where no token is beyond a window."""
-    beyond = 0 < window < a.shape[2]
-    return scan(a, b, None, inverse, delta, None, None, normalize, reverse) if beyond else None
-
-
 def forward(q, k, v, phi_q, phi_k, mix, y, inverse, highest, window: int, normalize: bool, eps: float) -> None:
     batch, heads, length, d = q.shape
     options = tiling(q, v, phi_q, window > 0, False)
-    found = states(phi_k, v, inverse, inverse, window, normalize, False)
+    found = beyond(phi_k, v, inverse, inverse, window, normalize, False)
     forward_kernel[grid(triton.cdiv(length, options["BM"]), heads, batch)](
         q, k, v, phi_q, phi_k, mix, *(found or (y, y)), y, inverse, highest, heads, length, window, d**-0.5, eps, d,
         v.shape[3], phi_q.shape[3], STATES=found is not None, NORMALIZE=normalize, **options,
@@ -305,13 +190,13 @@ def backward(q, k, v, phi_q, phi_k, mix, y, inverse, highest, dy, dq, dk, dv, d_
     options = tiling(q, v, phi_q, window > 0, True) | {"NORMALIZE": normalize}
     blocks = triton.cdiv(length, options["BM"])
     d_mix = q.new_zeros(batch, heads, blocks, 2, dtype=torch.float32)
-    given, beyond = (q, k, v, phi_q, phi_k, mix), (dy, inverse, highest, delta)
+    given, backwards = (q, k, v, phi_q, phi_k, mix), (dy, inverse, highest, delta)
     sizes = (heads, length, window, d**-0.5, d, v.shape[3], phi_q.shape[3])
     programs = grid(blocks, heads, batch)
-    found = states(phi_k, v, inverse, delta, window, normalize, False)
+    found = beyond(phi_k, v, inverse, delta, window, normalize, False)
     options["STATES"] = found is not None
-    queries_kernel[programs](*given, *(found or (y, y)), *beyond, dq, d_phi_q, d_mix, *sizes, **options)
+    queries_kernel[programs](*given, *(found or (y, y)), *backwards, dq, d_phi_q, d_mix, *sizes, **options)
     del found
-    found = states(phi_q, dy, inverse, delta, window, normalize, True)
-    keys_kernel[programs](*given, *(found or (y, y)), *beyond, dk, dv, d_phi_k, *sizes, **options)
+    found = beyond(phi_q, dy, inverse, delta, window, normalize, True)
+    keys_kernel[programs](*given, *(found or (y, y)), *backwards, dk, dv, d_phi_k, *sizes, **options)
     return d_mix.sum((0, 2)).t().contiguous()

@@ -43,6 +43,17 @@ def scaled_product(p, c, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def scaled_right_product(a, b, PRECISION: tl.constexpr):
+    """a @ b with b rounded to a's type; in fp16 it is scaled as a whole by its largest first."""
+    if a.dtype == tl.float16:
+        largest = tl.max(tl.abs(b))
+        largest = tl.where(largest > 0, largest, 1.0)
+        return tl.dot(a, (b / largest).to(a.dtype)) * largest
+    else:
+        return tl.dot(a, b.to(a.dtype), input_precision=PRECISION)
+
+
+@triton.jit
 def logs(decay, mask):
     """Log-decays in fp32, 0 where masked."""
     g = tl.load(decay, mask=mask, other=0.0).to(tl.float32)

@@ -14,27 +14,9 @@ import triton
 import triton.language as tl
 
 from kernels.linear_attention.sums import sum_gradient
-from kernels.tiles import LOG2E, bucket, grid, operator, precision, sequence
+from kernels.tiles import LOG2E, bucket, grid, load_rows, operator, precision, sequence, store_rows
 
 NARROW, WIDE, ALL = (tl.constexpr(n) for n in range(3))  # one loop, as if all were crossed; phases; no far edge
-
-
-@triton.jit
-def _rows(x, head, t, T, width, D: tl.constexpr, WHOLE: tl.constexpr = False):
-    """Rows t of one head of x (B H, T, width), as (rows, D), zeros outside. WHOLE: no row is."""
-    c = tl.arange(0, D)[None, :]
-    place = x + head * T * width + t[:, None] * width + c
-    if WHOLE:
-        return tl.load(place, mask=c < width, other=0.0)
-    else:
-        return tl.load(place, mask=(t[:, None] < T) & (c < width), other=0.0)
-
-
-@triton.jit
-def _store(x, head, t, T, width, tile, D: tl.constexpr):
-    c = tl.arange(0, D)[None, :]
-    place = x + head * T * width + t[:, None] * width + c
-    tl.store(place, tile.to(x.dtype.element_ty), mask=(t[:, None] < T) & (c < width))
 
 
 @triton.jit
@@ -66,15 +48,15 @@ def _ahead(start, T, window, SIGHT: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _attend(
-    acc, total, highest, query, k, v, head, low, high, m, T, window, scale,
+    acc, total, highest, query, k, v, row, low, high, m, T, window, scale,
     d: tl.constexpr, dv: tl.constexpr, CROSSED: tl.constexpr, WHOLE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The running softmax of queries m, over keys low ... high. scale: to base 2."""
     for block in range(low, high, BLOCK):
         n = block + tl.arange(0, BLOCK)
-        key = _rows(k, head, n, T, d, D, WHOLE)
-        value = _rows(v, head, n, T, dv, DV, WHOLE)
+        key = load_rows(k + row * d, n, T, d, d, D, WHOLE)
+        value = load_rows(v + row * dv, n, T, dv, dv, DV, WHOLE)
         s = tl.dot(query, tl.trans(key), input_precision=PRECISION)
         if CROSSED:
             s = tl.where((n[None, :] <= m[:, None]) & (n[None, :] > m[:, None] - window), s, float("-inf"))
@@ -96,43 +78,44 @@ def forward_kernel(
     d: tl.constexpr, dv: tl.constexpr, SIGHT: tl.constexpr, WHOLE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    head = sequence()
+    row = sequence() * T
     start = tl.program_id(0) * BLOCK
     m = start + tl.arange(0, BLOCK)
-    query = _rows(q, head, m, T, d, D, WHOLE)
+    query = load_rows(q + row * d, m, T, d, d, D, WHOLE)
     highest = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     acc = tl.zeros((BLOCK, DV), tl.float32)
     first, seen, diagonal, end = _behind(start, T, window, SIGHT, BLOCK)
     if SIGHT != ALL:
         acc, total, highest = _attend(
-            acc, total, highest, query, k, v, head, first, seen, m, T, window, scale, d, dv,
+            acc, total, highest, query, k, v, row, first, seen, m, T, window, scale, d, dv,
             True, WHOLE, D, DV, BLOCK, PRECISION,
         )  # fmt: skip
     if SIGHT != NARROW:
         acc, total, highest = _attend(
-            acc, total, highest, query, k, v, head, seen, diagonal, m, T, window, scale, d, dv,
+            acc, total, highest, query, k, v, row, seen, diagonal, m, T, window, scale, d, dv,
             False, WHOLE, D, DV, BLOCK, PRECISION,
         )  # fmt: skip
         acc, total, highest = _attend(
-            acc, total, highest, query, k, v, head, diagonal, end, m, T, window, scale, d, dv,
+            acc, total, highest, query, k, v, row, diagonal, end, m, T, window, scale, d, dv,
             True, WHOLE, D, DV, BLOCK, PRECISION,
         )  # fmt: skip
-    _store(y, head, m, T, dv, acc / tl.where(total > 0, total, 1.0)[:, None], DV)  # rows past the end see nothing
-    tl.store(lse + head * T + m, highest + tl.log2(tl.where(total > 0, total, 1.0)), mask=m < T)
+    total = tl.where(total > 0, total, 1.0)  # rows past the end see nothing
+    store_rows(y + row * dv, m, T, dv, dv, acc / total[:, None])
+    tl.store(lse + row + m, highest + tl.log2(total), mask=m < T)
 
 
 @triton.jit
 def _descend(
-    acc, query, gradient, norm, delta, k, v, head, low, high, m, T, window, scale, factor,
+    acc, query, gradient, norm, delta, k, v, row, low, high, m, T, window, scale, factor,
     d: tl.constexpr, dv: tl.constexpr, CROSSED: tl.constexpr, WHOLE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq of queries m, over keys low ... high. `factor` comes before the rounding: fp16's range is narrow."""
     for block in range(low, high, BLOCK):
         n = block + tl.arange(0, BLOCK)
-        key = _rows(k, head, n, T, d, D, WHOLE)
-        value = _rows(v, head, n, T, dv, DV, WHOLE)
+        key = load_rows(k + row * d, n, T, d, d, D, WHOLE)
+        value = load_rows(v + row * dv, n, T, dv, dv, DV, WHOLE)
         s = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale - norm[:, None]
         if CROSSED:
             s = tl.where((n[None, :] <= m[:, None]) & (n[None, :] > m[:, None] - window), s, float("-inf"))
@@ -149,35 +132,35 @@ def queries_kernel(
     BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq of a block of queries. delta: -dy.y; factor: of the scores, scale the same to base 2."""
-    head = sequence()
+    row = sequence() * T
     start = tl.program_id(0) * BLOCK
     m = start + tl.arange(0, BLOCK)
-    query = _rows(q, head, m, T, d, D, WHOLE)
-    gradient = _rows(dy, head, m, T, dv, DV, WHOLE)
-    norm = tl.load(lse + head * T + m, mask=m < T, other=0.0)
-    mean = tl.load(delta + head * T + m, mask=m < T, other=0.0)
+    query = load_rows(q + row * d, m, T, d, d, D, WHOLE)
+    gradient = load_rows(dy + row * dv, m, T, dv, dv, DV, WHOLE)
+    norm = tl.load(lse + row + m, mask=m < T, other=0.0)
+    mean = tl.load(delta + row + m, mask=m < T, other=0.0)
     acc = tl.zeros((BLOCK, D), tl.float32)
     first, seen, diagonal, end = _behind(start, T, window, SIGHT, BLOCK)
     if SIGHT != ALL:
         acc = _descend(
-            acc, query, gradient, norm, mean, k, v, head, first, seen, m, T, window, scale, factor, d, dv,
+            acc, query, gradient, norm, mean, k, v, row, first, seen, m, T, window, scale, factor, d, dv,
             True, WHOLE, D, DV, BLOCK, PRECISION,
         )  # fmt: skip
     if SIGHT != NARROW:
         acc = _descend(
-            acc, query, gradient, norm, mean, k, v, head, seen, diagonal, m, T, window, scale, factor, d, dv,
+            acc, query, gradient, norm, mean, k, v, row, seen, diagonal, m, T, window, scale, factor, d, dv,
             False, WHOLE, D, DV, BLOCK, PRECISION,
         )  # fmt: skip
         acc = _descend(
-            acc, query, gradient, norm, mean, k, v, head, diagonal, end, m, T, window, scale, factor, d, dv,
+            acc, query, gradient, norm, mean, k, v, row, diagonal, end, m, T, window, scale, factor, d, dv,
             True, WHOLE, D, DV, BLOCK, PRECISION,
         )  # fmt: skip
-    _store(dq, head, m, T, d, acc, D)
+    store_rows(dq + row * d, m, T, d, d, acc)
 
 
 @triton.jit
 def _gather(
-    acc_k, acc_v, key, value, q, dy, lse, delta, head, low, high, n, T, window, scale, factor,
+    acc_k, acc_v, key, value, q, dy, lse, delta, row, low, high, n, T, window, scale, factor,
     d: tl.constexpr, dv: tl.constexpr, CROSSED: tl.constexpr, WHOLE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -185,10 +168,10 @@ def _gather(
     the end, all zeros, weigh 1 and add nothing."""
     for block in range(low, high, BLOCK):
         m = block + tl.arange(0, BLOCK)
-        query = _rows(q, head, m, T, d, D, WHOLE)
-        gradient = _rows(dy, head, m, T, dv, DV, WHOLE)
-        norm = tl.load(lse + head * T + m, mask=m < T, other=0.0)
-        mean = tl.load(delta + head * T + m, mask=m < T, other=0.0)
+        query = load_rows(q + row * d, m, T, d, d, D, WHOLE)
+        gradient = load_rows(dy + row * dv, m, T, dv, dv, DV, WHOLE)
+        norm = tl.load(lse + row + m, mask=m < T, other=0.0)
+        mean = tl.load(delta + row + m, mask=m < T, other=0.0)
         s = tl.dot(key, tl.trans(query), input_precision=PRECISION) * scale - norm[None, :]
         if CROSSED:
             s = tl.where((n[:, None] <= m[None, :]) & (n[:, None] > m[None, :] - window), s, float("-inf"))
@@ -207,30 +190,30 @@ def keys_kernel(
     BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of a block of keys."""
-    head = sequence()
+    row = sequence() * T
     start = tl.program_id(0) * BLOCK
     n = start + tl.arange(0, BLOCK)
-    key = _rows(k, head, n, T, d, D, WHOLE)
-    value = _rows(v, head, n, T, dv, DV, WHOLE)
+    key = load_rows(k + row * d, n, T, d, d, D, WHOLE)
+    value = load_rows(v + row * dv, n, T, dv, dv, DV, WHOLE)
     acc_k = tl.zeros((BLOCK, D), tl.float32)
     acc_v = tl.zeros((BLOCK, DV), tl.float32)
     diagonal, seen, edge, end = _ahead(start, T, window, SIGHT, BLOCK)
     acc_k, acc_v = _gather(
-        acc_k, acc_v, key, value, q, dy, lse, delta, head, diagonal, seen, n, T, window, scale, factor, d, dv,
+        acc_k, acc_v, key, value, q, dy, lse, delta, row, diagonal, seen, n, T, window, scale, factor, d, dv,
         True, WHOLE, D, DV, BLOCK, PRECISION,
     )  # fmt: skip
     if SIGHT != NARROW:
         acc_k, acc_v = _gather(
-            acc_k, acc_v, key, value, q, dy, lse, delta, head, seen, edge, n, T, window, scale, factor, d, dv,
+            acc_k, acc_v, key, value, q, dy, lse, delta, row, seen, edge, n, T, window, scale, factor, d, dv,
             False, WHOLE, D, DV, BLOCK, PRECISION,
         )  # fmt: skip
     if SIGHT == WIDE:
         acc_k, acc_v = _gather(
-            acc_k, acc_v, key, value, q, dy, lse, delta, head, edge, end, n, T, window, scale, factor, d, dv,
+            acc_k, acc_v, key, value, q, dy, lse, delta, row, edge, end, n, T, window, scale, factor, d, dv,
             True, WHOLE, D, DV, BLOCK, PRECISION,
         )  # fmt: skip
-    _store(dk, head, n, T, d, acc_k, D)
-    _store(dvalue, head, n, T, dv, acc_v, DV)
+    store_rows(dk + row * d, n, T, d, d, acc_k)
+    store_rows(dvalue + row * dv, n, T, dv, dv, acc_v)
 
 
 def tiling(q: torch.Tensor, v: torch.Tensor, window: int) -> dict:
