@@ -36,8 +36,7 @@ from kernels.fft_conv.toeplitz import pointers, with_skip
 
 SMALL, LARGE = (64, 64), (128, 64)  # P and M of a block
 SMALL_UPTO = 16384  # tokens of a sequence
-LONGER_THAN = 2048  # tokens: up to these a Toeplitz product is faster
-LONGEST = 32 * 8192  # blocks meet in pairs: in the end cuFFT is the faster
+LONGEST = 16 * 8192  # tokens: blocks meet in pairs, so in the end cuFFT is the faster
 PROGRAMS = 132 * 8  # several for each SM of an H100: the tables are read once a program
 
 
@@ -221,6 +220,12 @@ def factoring(length: int) -> tuple[int, int]:
     return SMALL if length <= SMALL_UPTO else LARGE
 
 
+def whole(length: int) -> int:
+    """Tokens of the blocks of such a sequence."""
+    P, M = factoring(length)
+    return triton.cdiv(length, P * M) * P * M
+
+
 def shares(channels: int, blocks: int) -> tuple[int, int]:
     """The grid: a program takes a channel and a share of its blocks, of all sequences."""
     return channels, min(blocks, triton.cdiv(PROGRAMS, channels))
@@ -239,7 +244,7 @@ def spectra(x, gate) -> Spectra:
     """Of gate * x, (B, H, L) fp16 or bf16."""
     batch, channels, length = x.shape
     P, M = factoring(length)
-    blocks = triton.cdiv(length, P * M)
+    blocks = whole(length) // (P * M)
     values = torch.empty(channels, batch, blocks, 2, P, M, dtype=torch.float16, device=x.device)
     ups = torch.empty(channels, batch, blocks, dtype=torch.float32, device=x.device)
     tensors, strides = pointers(x, gate)

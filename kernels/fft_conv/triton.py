@@ -10,8 +10,8 @@ import torch
 from kernels.fft_conv import monarch, monarch_taps, toeplitz
 from kernels.tiles import operator
 
-TRANSFORMS_FROM = 1280  # taps in reach from which transforms beat the Toeplitz product on an H200
-SINGLE_UPTO = 4096  # and up to which that beats cuFFT where data is fp32
+FORWARD_FROM, BACKWARD_FROM = 2048, 1280  # taps from which transforms of whole blocks are the faster on an H200
+SINGLE_UPTO = 4096  # and up to which Toeplitz products beat cuFFT where data is fp32
 
 
 def pays(u: torch.Tensor, k: torch.Tensor) -> bool:
@@ -20,10 +20,11 @@ def pays(u: torch.Tensor, k: torch.Tensor) -> bool:
     return reach <= (SINGLE_UPTO if u.dtype == torch.float32 else monarch.LONGEST)
 
 
-def by_transforms(x: torch.Tensor, taps: int) -> bool:
-    """Whether transforms are the faster on a GPU."""
+def by_transforms(x: torch.Tensor, taps: int, least: int) -> bool:
+    """Whether transforms are the faster on a GPU, which for whole blocks they are from `least` taps on: a Toeplitz
+    product costs in proportion to tokens and taps, transforms to blocks."""
     length = x.shape[-1]
-    return x.dtype != torch.float32 and length > monarch.LONGER_THAN and min(length, taps) >= TRANSFORMS_FROM
+    return x.dtype != torch.float32 and min(length, taps) * length >= least * monarch.whole(length)
 
 
 @operator("mad::fft_conv")
@@ -34,7 +35,7 @@ def forward(
     pre_gate: torch.Tensor | None,
     post_gate: torch.Tensor | None,
 ) -> torch.Tensor:
-    algorithm = monarch if by_transforms(u, k.shape[1]) else toeplitz
+    algorithm = monarch if by_transforms(u, k.shape[1], FORWARD_FROM) else toeplitz
     return algorithm.convolve(u, k, skip, pre_gate, post_gate)
 
 
@@ -55,7 +56,7 @@ def backward(
     """du, dk (fp32), dpre and dpost; a gate that is not there has a gradient of no elements."""
     none = u.new_empty(0)
     taps, dpost, dpre = k.shape[1], none.clone(), none
-    if by_transforms(u, taps):
+    if by_transforms(u, taps, BACKWARD_FROM):
         s, g = monarch.spectra(u, pre_gate), monarch.spectra(dy, post_gate)
         if post_gate is not None:
             dpost = monarch.outputs(s, k, skip, dy, like=u)
