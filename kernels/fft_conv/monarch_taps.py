@@ -1,4 +1,4 @@
-"""The taps' gradient by transforms of blocks (`monarch.py`): spectra of input and cotangent, and their products.
+"""The taps' gradient by transforms of blocks (`spectra.py`): spectra of input and cotangent, and their products.
 
 With S_b the spectra of the gated input's blocks and G_b those of the gated cotangent's, K'_d has the gradient
 Z_d = sum_b conj(S_(b - d)) G_b, summed over the batch; and as K'_d = K_d - j K_(d - 1), K_d has Z_d + j Z_(d + 1). The
@@ -11,7 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.fft_conv.monarch import Spectra, reach, turn
+from kernels.fft_conv.monarch import reach
+from kernels.fft_conv.spectra import Spectra, turn
 
 COLUMNS = 1024  # roots that a program of products takes
 

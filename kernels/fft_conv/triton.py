@@ -7,7 +7,7 @@ with post_gate dy. By transforms, the spectra of these two serve all three.
 
 import torch
 
-from kernels.fft_conv import monarch, monarch_taps, toeplitz
+from kernels.fft_conv import monarch, monarch_taps, spectra, toeplitz
 from kernels.tiles import operator
 
 FORWARD_FROM, BACKWARD_FROM = 2048, 1280  # taps from which transforms of whole blocks are the faster on an H200
@@ -24,7 +24,7 @@ def by_transforms(x: torch.Tensor, taps: int, least: int) -> bool:
     """Whether transforms are the faster on a GPU, which for whole blocks they are from `least` taps on: a Toeplitz
     product costs in proportion to tokens and taps, transforms to blocks."""
     length = x.shape[-1]
-    return x.dtype != torch.float32 and min(length, taps) * length >= least * monarch.whole(length)
+    return x.dtype != torch.float32 and min(length, taps) * length >= least * spectra.whole(length)
 
 
 @operator("mad::fft_conv")
@@ -57,7 +57,7 @@ def backward(
     none = u.new_empty(0)
     taps, dpost, dpre = k.shape[1], none.clone(), none
     if by_transforms(u, taps, BACKWARD_FROM):
-        s, g = monarch.spectra(u, pre_gate), monarch.spectra(dy, post_gate)
+        s, g = spectra.spectra(u, pre_gate), spectra.spectra(dy, post_gate)
         if post_gate is not None:
             dpost = monarch.outputs(s, k, skip, dy, like=u)
         du = monarch.outputs(g, k, skip, pre_gate, None if pre_gate is None else u, like=u, transposed=True)

@@ -56,11 +56,11 @@ def test_without_skip(where):
 @pytest.fixture
 def in_small_blocks(monkeypatch):
     """Every convolution by transforms of small blocks; how many tokens one has."""
-    from kernels.fft_conv import monarch, triton
+    from kernels.fft_conv import spectra, triton
 
     P, M = (64, 16) if HERE == "cuda" else (16, 16)
-    monkeypatch.setattr(monarch, "factoring", lambda length: (P, M))
-    monkeypatch.setattr(monarch, "PROGRAMS", 2)  # a share has several blocks
+    monkeypatch.setattr(spectra, "factoring", lambda length: (P, M))
+    monkeypatch.setattr(spectra, "PROGRAMS", 2)  # a share has several blocks
     monkeypatch.setattr(triton, "by_transforms", lambda x, taps, least: True)
     return P * M
 
