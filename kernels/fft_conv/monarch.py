@@ -87,16 +87,17 @@ def outputs_kernel(
             tl.store(place, out.to(y2.dtype.element_ty), mask=inside)
 
 
-def filter_values(k, skip, P: int, M: int, blocks: int, transposed: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """K' at the roots, (H, parts, re | im, P, M) fp16, each channel scaled by a power of two; and by what a channel's
-    outputs are to be multiplied, (H,) fp32. The last part is what the one before sends into the next block."""
+def filter_values(k, skip, P: int, M: int, length: int, transposed: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """K' at the roots, of the taps within `length`: (H, parts, re | im, P, M) fp16, each channel scaled by a power of
+    two; and by what a channel's outputs are to be multiplied, (H,) fp32. The last part is what the one before sends
+    into the next block."""
     n = P * M
-    taps, parts = reach(k.shape[1], n, blocks)
-    k = with_skip(k, skip, taps * n)
+    taps, parts = reach(k.shape[1], n, triton.cdiv(length, n))
+    k = with_skip(k, skip, length)  # those beyond must not count in the scale
     k = torch.nn.functional.pad(k, (0, taps * n - k.shape[1])).unflatten(1, (taps, n))
     values = torch.fft.ifft(k * turn(n, k.device), norm="forward")
     values = torch.nn.functional.pad(values, (0, 0, 0, parts - taps))
-    values[:, 1:] -= 1j * values[:, :-1].clone()
+    values[:, 1:] -= 1j * values[:, :-1]
     if transposed:  # what a correlation sends past either end is imaginary, too
         values = values.conj_physical()
     values = torch.view_as_real(values.unflatten(2, (M, P))).permute(0, 1, 4, 3, 2)  # s = f + P g
@@ -117,7 +118,7 @@ def outputs(s: Spectra, k, skip, gate1, gate2=None, *, like, transposed=False) -
     `like`."""
     batch, channels, length = like.shape
     blocks, P, M = s.values.shape[2], *s.values.shape[4:]
-    values, scales = filter_values(k, skip, P, M, blocks, transposed)
+    values, scales = filter_values(k, skip, P, M, length, transposed)
     y1 = torch.empty_like(like)
     y2 = None if gate2 is None else torch.empty_like(like)
     tensors, strides = pointers(like, gate1, gate2, y1, y2)

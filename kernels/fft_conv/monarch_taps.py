@@ -20,9 +20,9 @@ COLUMNS = 1024  # roots that a program of products takes
 @triton.jit
 def products_kernel(s, s_scales, g, g_scales, sums, B, blocks, SIZE: tl.constexpr, BC: tl.constexpr):
     """sums[h, d, re | im] = sum_b conj(s[h, :, b - d]) g[h, :, b] over batch and blocks, of BC roots."""
-    d = tl.program_id(1)
-    h = tl.program_id(2).to(tl.int64)
-    root = tl.program_id(0) * BC + tl.arange(0, BC)
+    d = tl.program_id(2)
+    h = tl.program_id(0).to(tl.int64)
+    root = tl.program_id(1) * BC + tl.arange(0, BC)
     pairs = blocks - d
     real = tl.zeros((BC,), tl.float32)
     imag = tl.zeros((BC,), tl.float32)
@@ -36,7 +36,7 @@ def products_kernel(s, s_scales, g, g_scales, sums, B, blocks, SIZE: tl.constexp
         g_imag = tl.load(g + now * 2 * SIZE + SIZE + root)
         real += s_real * g_real + s_imag * g_imag
         imag += s_real * g_imag - s_imag * g_real
-    place = sums + (h * tl.num_programs(1) + d) * 2 * SIZE + root
+    place = sums + (h * tl.num_programs(2) + d) * 2 * SIZE + root
     tl.store(place, real)
     tl.store(place + SIZE, imag)
 
@@ -48,7 +48,7 @@ def taps_gradient(s: Spectra, g: Spectra, taps: int) -> torch.Tensor:
     here, parts = reach(taps, n, blocks)
     sums = torch.empty(channels, parts, 2, P, M, dtype=torch.float32, device=s.values.device)
     columns = min(COLUMNS, n)
-    products_kernel[(n // columns, parts, channels)](
+    products_kernel[(channels, n // columns, parts)](
         s.values, s.ups, g.values, g.ups, sums, batch, blocks, SIZE=n, BC=columns, num_warps=4
     )
     z = torch.view_as_complex(sums.permute(0, 1, 4, 3, 2).contiguous()).flatten(2)  # (H, parts, n)

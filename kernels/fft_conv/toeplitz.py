@@ -274,5 +274,5 @@ def taps_gradient(x, dy, gate, gate1, taps: int) -> torch.Tensor:
     )  # fmt: skip
     sums = partial.view(shares * 4, channels, -1).sum(0)
     if sums.shape[1] >= taps:
-        return sums[:, :taps]
+        return sums[:, :taps].contiguous()
     return torch.nn.functional.pad(sums, (0, taps - sums.shape[1]))  # taps beyond the sequence have no effect

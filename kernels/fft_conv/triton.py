@@ -100,8 +100,13 @@ def differentiate(ctx, dy):
 forward.register_autograd(differentiate, setup_context=save)
 
 
+def near(t: torch.Tensor) -> torch.Tensor:
+    """t, in another layout where offsets within a sequence have more than 32 bits."""
+    return t if (t.shape[-1] - 1) * t.stride(-1) < 2**31 else t.contiguous()
+
+
 def fft_conv(u, k, *, skip, pre_gate, post_gate) -> torch.Tensor:
     """See kernels.fft_conv."""
-    pre_gate, post_gate = (None if gate is None else gate.to(u.dtype) for gate in (pre_gate, post_gate))
+    pre_gate, post_gate = (None if gate is None else near(gate.to(u.dtype)) for gate in (pre_gate, post_gate))
     skip = None if skip is None else skip.contiguous()
-    return forward(u, k.contiguous(), skip, pre_gate, post_gate)
+    return forward(near(u), k.contiguous(), skip, pre_gate, post_gate)

@@ -98,7 +98,7 @@ class Lane:
     steps: Any = None
     scope: Any = None
     waiting: Reading | None = None
-    queued: int = 0  # pieces of work since the last evaluation
+    queued: int = 0  # steps since the last evaluation
     began: float = 0.0
     advanced: bool = False  # whether the run has come so far as to take memory
 
@@ -120,9 +120,10 @@ class Lane:
             if late:
                 raise TimeoutError(f"the run took longer than {timeout:g} seconds")
             with self.scope:
-                self.waiting = next(self.steps)
+                queued = next(self.steps)
+            self.waiting, more = (queued, 0) if isinstance(queued, Reading) else (None, queued)
             self.advanced = True
-            self.queued += self.waiting is None
+            self.queued += more
             return None
         except StopIteration as stop:
             record = stop.value

@@ -56,7 +56,7 @@ def train(
                 waiting = next(steps)
             except StopIteration as stop:
                 return stop.value
-            if waiting is not None:
+            if isinstance(waiting, Reading):
                 waiting.wait()
 
 
@@ -74,10 +74,10 @@ class Kept:
 
 def under_way(
     run: Run, on_progress: Progress | None = None, checkpoints: Checkpoints | None = None, kept: Kept | None = None
-) -> Generator[Reading | None, None, Record]:
+) -> Generator[Reading | int, None, Record]:
     """Train a prepared run, inside its `host.Scope`; returns its record.
 
-    Yields None where it has queued a step or a few, and a Reading where it must not be resumed before that is ready.
+    Yields how many steps it has queued, or a Reading where it must not be resumed before that is ready.
     """
     checkpoint = Checkpoint(checkpoints, run.id)
     while True:
@@ -86,7 +86,7 @@ def under_way(
             return (yield from _steps(run, on_progress or (lambda progress: None), checkpoint, kept or Kept()))
 
 
-def _steps(run: Run, tell: Progress, checkpoint: Checkpoint, kept: Kept) -> Generator[Reading | None, None, Record]:
+def _steps(run: Run, tell: Progress, checkpoint: Checkpoint, kept: Kept) -> Generator[Reading | int, None, Record]:
     began, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     plugins.load(run.plugins)  # it may have been prepared in another process
     task, settings = build_task(run), run.train
@@ -110,7 +110,7 @@ def _steps(run: Run, tell: Progress, checkpoint: Checkpoint, kept: Kept) -> Gene
     steps = budget.steps(settings, task, model_cost) or settings.epochs * batches.per_epoch
     every = settings.eval_every or (steps if task.is_corpus else batches.per_epoch)
 
-    def read(split: str, sizes: list[int]) -> Generator[Reading | None, None, tuple[float, dict[str, float]]]:
+    def read(split: str, sizes: list[int]) -> Generator[Reading | int, None, tuple[float, dict[str, float]]]:
         """Measure on a split; returns the sum of the training losses, and the scores."""
         trainer.evaluations[split].queue()
         reading = Reading(update.loss, trainer.evaluations[split].counts)
@@ -139,7 +139,7 @@ def _steps(run: Run, tell: Progress, checkpoint: Checkpoint, kept: Kept) -> Gene
         update.stage(rows, [learning_rate(run.optim, step + i, steps) for i in range(ahead)])
         for part, together in update.pieces(parts):
             update(part, together)
-            yield None
+            yield together
         step += ahead
         if step % every and step < steps:
             continue

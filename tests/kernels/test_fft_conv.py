@@ -106,6 +106,14 @@ def test_a_loud_block_beside_quiet_ones(half, in_small_blocks):
     verify(kernels.fft_conv, oracle, given, wide=("k", "skip"), **half)
 
 
+def test_taps_beyond_the_sequence_cost_no_precision(half, in_small_blocks):
+    """Large ones within the last block's reach: the filter's scale is of those that count."""
+    length = int(1.2 * in_small_blocks)
+    given = streams(1, 1, length, 2 * length, gated=False)
+    given["k"][:, length:] *= 1000
+    verify(kernels.fft_conv, oracle, given, wide=("k", "skip"), **half)
+
+
 @pytest.mark.parametrize("k", [0.0, 1e-20])
 def test_what_is_zero_stays_zero(in_small_blocks, k):
     """A sequence of zeros beside one that is not, and a filter whose products no number of two bytes holds."""
@@ -171,6 +179,25 @@ def test_nothing_at_all_of_one_dimension(backend, batch, channels, length, taps)
     grads = (torch.autograd.grad(y, given, weight, allow_unused=True) for y in (got, want))
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b)
+
+
+@pytest.mark.parametrize("length, taps", [(127, 127), (128, 64), (200, 200), (20, 60)])
+def test_the_taps_gradient_is_contiguous(length, taps):
+    """As its fake says, by which compiled code goes."""
+    from kernels.fft_conv import triton
+
+    u, k = torch.randn(2, 3, length, device=HERE), torch.randn(3, taps, device=HERE)
+    _, dk, _, _ = triton.backward(u, u, k, None, None, None)
+    assert dk.shape == k.shape and dk.is_contiguous()
+
+
+def test_tokens_further_apart_than_32_bits_reach():
+    """2^31 elements from first to last, of which few are touched: the rest is no memory."""
+    torch.manual_seed(4)
+    far = torch.empty(2**31 + 2, dtype=torch.float16, device=HERE).as_strided((1, 2, 3), (1, 1, 2**30))
+    u, k = torch.randn(1, 2, 3, device=HERE).half(), torch.randn(2, 3, device=HERE)
+    far.copy_(u)
+    assert torch.equal(kernels.fft_conv(far, k, backend="triton"), kernels.fft_conv(u, k, backend="triton"))
 
 
 def test_is_a_well_formed_operator():
