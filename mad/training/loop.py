@@ -110,7 +110,7 @@ def _steps(run: Run, tell: Progress, checkpoint: Checkpoint, kept: Kept) -> Gene
     steps = budget.steps(settings, task, model_cost) or settings.epochs * batches.per_epoch
     every = settings.eval_every or (steps if task.is_corpus else batches.per_epoch)
 
-    def read(split: str, sizes: list[int]) -> Generator[Reading | int, None, tuple[float, dict[str, float]]]:
+    def read(split: str, sizes: list[int]) -> Generator[Reading, None, tuple[float, dict[str, float]]]:
         """Measure on a split; returns the sum of the training losses, and the scores."""
         trainer.evaluations[split].queue()
         reading = Reading(update.loss, trainer.evaluations[split].counts)
