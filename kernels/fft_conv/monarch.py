@@ -31,7 +31,7 @@ def outputs_kernel(
     GATED1: tl.constexpr, SECOND: tl.constexpr, AHEAD: tl.constexpr, P: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
     """y1 = gate1 * (the inverse of sum_d S_(b - d) K'_d), and where SECOND y2 with gate2, of one channel and a share of
-    its blocks. AHEAD: of S_(b + d)."""
+    its blocks. AHEAD: of S_(b + d) conj(K'_d)."""
     SIZE: tl.constexpr = P * M
     h = tl.program_id(0).to(tl.int64)
     f = tl.arange(0, P)[:, None]
@@ -60,8 +60,12 @@ def outputs_kernel(
             s_imag = tl.load(s + SIZE) * share
             k_real = tl.load(values + d * 2 * SIZE)
             k_imag = tl.load(values + d * 2 * SIZE + SIZE)
-            real += s_real * k_real - s_imag * k_imag
-            imag += s_real * k_imag + s_imag * k_real
+            if AHEAD:
+                real += s_real * k_real + s_imag * k_imag
+                imag += s_imag * k_real - s_real * k_imag
+            else:
+                real += s_real * k_real - s_imag * k_imag
+                imag += s_real * k_imag + s_imag * k_real
         y_real = real.to(tl.float16)
         y_imag = imag.to(tl.float16)
         real = tl.dot(y_imag, m_imag, tl.dot(y_real, m_real))
@@ -87,19 +91,18 @@ def outputs_kernel(
             tl.store(place, out.to(y2.dtype.element_ty), mask=inside)
 
 
-def filter_values(k, skip, P: int, M: int, length: int, transposed: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """K' at the roots, of the taps within `length`: (H, parts, re | im, P, M) fp16, each channel scaled by a power of
-    two; and by what a channel's outputs are to be multiplied, (H,) fp32. The last part is what the one before sends
-    into the next block."""
+def filter_values(k, skip, s: Spectra) -> tuple[torch.Tensor, torch.Tensor]:
+    """K' at the roots of the spectra s, of the taps within their length: (H, parts, re | im, P, M) fp16, each channel
+    scaled by a power of two; and by what a channel's outputs are to be multiplied, (H,) fp32. The last part is what
+    the one before sends into the next block."""
+    blocks, P, M = s.values.shape[2], *s.values.shape[4:]
     n = P * M
-    taps, parts = reach(k.shape[1], n, triton.cdiv(length, n))
-    k = with_skip(k, skip, length)  # those beyond must not count in the scale
+    taps, parts = reach(k.shape[1], n, blocks)
+    k = with_skip(k, skip, s.length)  # those beyond must not count in the scale
     k = torch.nn.functional.pad(k, (0, taps * n - k.shape[1])).unflatten(1, (taps, n))
     values = torch.fft.ifft(k * turn(n, k.device), norm="forward")
     values = torch.nn.functional.pad(values, (0, 0, 0, parts - taps))
     values[:, 1:] -= 1j * values[:, :-1]
-    if transposed:  # what a correlation sends past either end is imaginary, too
-        values = values.conj_physical()
     values = torch.view_as_real(values.unflatten(2, (M, P))).permute(0, 1, 4, 3, 2)  # s = f + P g
     _, exponent = torch.frexp(values.abs().amax((1, 2, 3, 4)))
     root = 2.0 ** (n.bit_length() // 2)  # about sqrt(n), by which a transform spreads
@@ -113,12 +116,12 @@ def reach(taps: int, n: int, blocks: int) -> tuple[int, int]:
     return parts, min(parts + 1, blocks)
 
 
-def outputs(s: Spectra, k, skip, gate1, gate2=None, *, like, transposed=False) -> Any:
-    """gate1 * conv(x, k) of the stream x that has the spectra s, and with gate2 also gate2 * the same; laid out as
-    `like`."""
+def outputs(s: Spectra, k: tuple[torch.Tensor, torch.Tensor], gate1, gate2=None, *, like, transposed=False) -> Any:
+    """gate1 * conv(x, k), or `transposed` the correlation, of the stream x that has the spectra s with the filter whose
+    `filter_values` are k; with gate2 also gate2 * the same. Laid out as `like`."""
     batch, channels, length = like.shape
     blocks, P, M = s.values.shape[2], *s.values.shape[4:]
-    values, scales = filter_values(k, skip, P, M, length, transposed)
+    values, scales = k
     y1 = torch.empty_like(like)
     y2 = None if gate2 is None else torch.empty_like(like)
     tensors, strides = pointers(like, gate1, gate2, y1, y2)
@@ -130,6 +133,7 @@ def outputs(s: Spectra, k, skip, gate1, gate2=None, *, like, transposed=False) -
     return y1 if y2 is None else (y1, y2)
 
 
-def convolve(x, k, skip, gate, gate1, gate2=None, *, transposed=False) -> Any:
-    """gate1 * conv(gate * x, k), and with gate2 also gate2 * the same. x (B, H, L) fp16 or bf16, k (H, K)."""
-    return outputs(spectra(x, gate), k, skip, gate1, gate2, like=x, transposed=transposed)
+def convolve(x, k, skip, gate, gate1) -> torch.Tensor:
+    """gate1 * conv(gate * x, k). x (B, H, L) fp16 or bf16, k (H, K)."""
+    s = spectra(x, gate)
+    return outputs(s, filter_values(k, skip, s), gate1, like=x)

@@ -272,7 +272,7 @@ def taps_gradient(x, dy, gate, gate1, taps: int) -> torch.Tensor:
         GATED=gate is not None, GATED1=gate1 is not None, M=size, BR=rows, PRECISION=precision(x.dtype),
         num_warps=warps if size >= fewest else 4, num_stages=stages,
     )  # fmt: skip
-    sums = partial.view(shares * 4, channels, -1).sum(0)
-    if sums.shape[1] >= taps:
-        return sums[:, :taps].contiguous()
+    sums = partial.view(shares * 4, channels, -1)[..., :taps].sum(0)
+    if sums.shape[1] == taps:
+        return sums
     return torch.nn.functional.pad(sums, (0, taps - sums.shape[1]))  # taps beyond the sequence have no effect

@@ -2,7 +2,7 @@
 
 Backward keeps the inputs alone. With w = pre_gate u and c = k conv w: dpost = dy c is the forward with dy in place of
 the post gate; du = pre_gate g and dpre = u g share one correlation g of post_gate dy with the taps; dk correlates w
-with post_gate dy. By transforms, the spectra of these two serve all three.
+with post_gate dy. By transforms, the spectra of these two and of the filter serve all three.
 """
 
 import torch
@@ -56,11 +56,13 @@ def backward(
     """du, dk (fp32), dpre and dpost; a gate that is not there has a gradient of no elements."""
     none = u.new_empty(0)
     taps, dpost, dpre = k.shape[1], none.clone(), none
+    other = None if pre_gate is None else u  # what dpre multiplies the correlation with
     if by_transforms(u, taps, BACKWARD_FROM):
         s, g = spectra.spectra(u, pre_gate), spectra.spectra(dy, post_gate)
+        values = monarch.filter_values(k, skip, s)
         if post_gate is not None:
-            dpost = monarch.outputs(s, k, skip, dy, like=u)
-        du = monarch.outputs(g, k, skip, pre_gate, None if pre_gate is None else u, like=u, transposed=True)
+            dpost = monarch.outputs(s, values, dy, like=u)
+        du = monarch.outputs(g, values, pre_gate, other, like=u, transposed=True)
         dk = monarch_taps.taps_gradient(s, g, taps)
     else:
         w, gate, g, gate1 = u, pre_gate, dy, post_gate
@@ -69,7 +71,7 @@ def backward(
             g, gate1 = (dy if gate1 is None else dy * gate1), None
         if post_gate is not None:
             dpost = toeplitz.convolve(w, k, skip, gate, dy)
-        du = toeplitz.convolve(g, k, skip, gate1, pre_gate, None if pre_gate is None else u, transposed=True)
+        du = toeplitz.convolve(g, k, skip, gate1, pre_gate, other, transposed=True)
         dk = toeplitz.taps_gradient(w, g, gate, gate1, taps)
     if pre_gate is not None:
         du, dpre = du
