@@ -121,14 +121,17 @@ def measure(contestant: Any, tensors: dict, mode: str, device: str, seconds: flo
         else tensors
     )
     leaves = cases.leaves(tensors) if mode == "training" else []
+    ones: list[torch.Tensor] = []  # the outputs' gradients, made in the first run: making them is not timed
 
     def step():
         if mode == "forward":
             with torch.no_grad():
                 return function(**tensors)
         outputs = function(**tensors)
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        return torch.autograd.grad(outputs, leaves, [torch.ones_like(y) for y in outputs], allow_unused=True)
+        outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
+        if not ones:
+            ones.extend(map(torch.ones_like, outputs))
+        return torch.autograd.grad(outputs, leaves, ones, allow_unused=True)
 
     return on_gpu(step, seconds) if device == "cuda" else on_cpu(step, seconds)
 
