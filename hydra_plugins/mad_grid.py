@@ -54,7 +54,9 @@ class GridSweeper(Sweeper):
         self.loader: Any = hydra_context.config_loader
         self.config: Any = config
         self.task_function: Any = task_function
-        self.options = functools.cache(self.loader.get_group_options)  # it reads every folder of the search path
+        # it reads every folder of the search path, which is one of Hydra's own overrides
+        read = functools.partial(self.loader.get_group_options, overrides=list(config.hydra.overrides.hydra))
+        self.options = functools.cache(read)
 
     def sweep(self, arguments: list[str]) -> Any:
         given = getattr(self.task_function, "arguments", None)

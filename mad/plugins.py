@@ -14,6 +14,12 @@ def digests(paths: Iterable[str]) -> list[str]:
     return sorted(hashlib.sha256(_file(path).read_bytes()).hexdigest() for path in paths)
 
 
+def versions(paths: Iterable[str]) -> dict[str, str]:
+    """For a record: which text of which files it was, as {"plugins": "my_layer@1a2b3c4d"}."""
+    texts = [f"{_file(path).stem}@{digests([path])[0][:8]}" for path in paths]
+    return {"plugins": " ".join(sorted(texts))} if texts else {}
+
+
 def load(paths: Iterable[str]) -> None:
     """Run each file once in this process; a file that changed runs again.
 

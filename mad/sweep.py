@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -22,8 +22,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from yaml import YAMLError
 
 from mad import ROOT, config, engine, ladder, leaderboard, plugins, tasks, trackers, training
+from mad.leaderboard.command import literal
 from mad.records import Record, Store
 from mad.records import table as records_table
 from mad.registry import unknown
@@ -63,7 +65,7 @@ def main() -> None:
         point.arguments = [argument for argument in arguments if not argument.startswith(("hydra.", "sweeps="))]
         sys.argv[1:] = [argument for argument in arguments if argument not in point.arguments]
     if not any(argument.startswith("hydra.searchpath=") for argument in arguments):
-        sys.argv.insert(1, f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in search_path())}]")
+        sys.argv.insert(1, f"hydra.searchpath={literal([f'file://{folder}' for folder in search_path()])}")
     hydra.main(version_base=None, config_path=str(ROOT / "conf"), config_name="config")(point)()
 
 
@@ -100,7 +102,8 @@ def run_points(points: Callable[[], list[Point]]) -> None:
     records = [record for record in store.records() if record.run_id in mine]
     _tell(summary)
     _tell_versions(records)
-    if any(record.status != "failed" for record in records):
+    ranked = any(record.status != "failed" for record in records)
+    if ranked:
         table = records_table(records)
         board = leaderboard.build(table)
         leaderboard.show(board, console, title=sweep["name"])
@@ -110,7 +113,7 @@ def run_points(points: Callable[[], list[Point]]) -> None:
             behind = leaderboard.details(table, records)
             leaderboard.write_html(board, store.folder / "leaderboard.html", behind, title=sweep["name"])
     tracker.publish(records, sweep["name"], store.folder)
-    print(f"results in {store.folder}: results.csv, leaderboard.csv, .md and .html, runs/")
+    print(f"results in {store.folder}: results.csv, {'leaderboard.csv, .md and .html, ' if ranked else ''}runs/")
     failed = summary.counts["failed"]
     if summary.left:
         sys.exit(f"{summary.left} runs are left, the same command goes on with them")
@@ -151,6 +154,12 @@ def prepare(points: Iterable[Point]) -> tuple[list[config.Run], dict[str, Any]]:
         raise ValueError("\n".join(["nothing was trained:", *lines[:SHOWN_ERRORS], *rest]))
     if not runs:
         raise ValueError("the sweep is empty: an axis has no values")
+    scores = sorted({run.train.score for run in runs.values()})
+    if len(scores) > 1:
+        raise ValueError(
+            f"nothing was trained: a sweep is ranked by one score, got train.score={','.join(scores)}; every record "
+            "has all of them (python -m mad.leaderboard --score), and what stops a run is one sweep's, one score"
+        )
     return list(runs.values()), sweep
 
 
@@ -162,11 +171,16 @@ def search_path() -> list[Path]:
 
 
 def _check_sweep_name(arguments: list[str]) -> None:
-    names = {file.stem for folder in search_path() for file in (folder / "sweeps").glob("*.yaml")}
+    files = {file.stem: file for folder in search_path() for file in (folder / "sweeps").glob("*.yaml")}
     for argument in arguments:
         key, _, name = argument.partition("=")
-        if key == "sweeps" and name not in names:
-            raise unknown("sweep", name, names)
+        if key == "sweeps" and name not in files:
+            raise unknown("sweep", name, files)
+        if key == "sweeps":
+            try:
+                OmegaConf.load(files[name])
+            except (YAMLError, UnicodeDecodeError) as error:
+                raise ValueError(f"{files[name]} is not YAML: {error}") from None
 
 
 def _plugins_of(arguments: list[str]) -> list[str]:
@@ -176,8 +190,12 @@ def _plugins_of(arguments: list[str]) -> list[str]:
         parsed = OverridesParser.create().parse_overrides(given)
     except HydraException as error:
         raise ValueError(str(error)) from None
-    values = [override.value() for override in parsed]
-    return [str(file) for value in values for file in (value if isinstance(value, list) else [value])]
+    for override in parsed:
+        if override.is_sweep_override():
+            raise ValueError(f"{override.input_line}: all runs of a sweep have the same plugins; expected one list")
+        if not isinstance(override.value(), list):
+            raise ValueError(f"{override.input_line}: expected a list of files, plugins=[{override.value()}]")
+    return [str(file) for override in parsed for file in cast(list, override.value())]
 
 
 def _more(places: list[str]) -> str:

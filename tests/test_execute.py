@@ -77,6 +77,14 @@ def test_a_process_killed_right_after_writing_leaves_nothing_for_good(tmp_path):
     assert not Claims(tmp_path).all()
 
 
+def test_what_a_killed_process_recorded_reaches_the_table(tmp_path):
+    engine.execute(runs(1), Store(tmp_path), engine.build("inline", fine))
+    os.utime(tmp_path / "results.csv", (0, 0))
+    Store(tmp_path).write(fine(runs(2)[1]))  # by a process that came to no end
+    assert engine.execute(runs(2), Store(tmp_path), engine.build("inline", fine)).there == 2
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
+
+
 def test_a_run_under_way_elsewhere_is_waited_for(tmp_path):
     here, there = runs(2)
     other = Claims(tmp_path)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mad import sweep, training
+from mad import leaderboard, sweep, training
 from mad.training.prepare import _cost
 
 TINY = [
@@ -273,6 +273,33 @@ def test_from_the_command_line_to_the_leaderboard_and_again(tmp_path):
     assert all(file.stat().st_mtime_ns == before[file] for file in files[1:])
     assert "nothing to train: all 4 runs have a result already" in command(*given).stdout
 
+    plugin.write_text(plugin.read_text().replace("x / 2", "x / 4"))
+    assert command(*given, "optim.lr=1e-2", "arch.stack=base_conv-halving").returncode == 0
+    labels = leaderboard.build(leaderboard.read([folder]))["arch"]
+    texts = sorted(label.rpartition("@")[2] for label in labels if label.startswith("base_conv-halving plugins=mine@"))
+    assert len(texts) == 2 and texts[0] != texts[1]  # the old text's results are not the new one's
+
+
+def test_any_folder_and_what_lies_in_it(tmp_path):
+    here = tmp_path / "Jürgen's a=b (1), [2]#"
+    (here / "conf" / "arch").mkdir(parents=True)
+    (here / "sweeps").mkdir()
+    (here / "conf" / "arch" / "own.yaml").write_text("name: own\nstack: [attention]\n")
+    (here / "sweeps" / "own.yaml").write_text("# @package _global_\nname: found\n")
+    done = command(*TINY, "sweeps=own", "arch=own", cwd=here)
+    assert done.returncode == 0, done.stderr
+    assert pd.read_csv(here / "results" / "found" / "leaderboard.csv")["arch"].tolist() == ["own"]
+    (here / "sweeps" / "own.yaml").write_text("name: [")
+    done = command(*TINY, "sweeps=own", cwd=here)
+    assert done.returncode == 2 and "own.yaml is not YAML" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_sweep_of_divergences_is_ranked_with_zeros(tmp_path):
+    done = command(*TINY, "arch=attention", "optim.lr=1e30", f"results_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    board = pd.read_csv(tmp_path / "leaderboard.csv")
+    assert board["mean"].tolist() == [0.0] and board["diverged"].tolist() == [1]
+
 
 def test_text_from_the_command_line_to_the_table(tmp_path):
     corpus = tmp_path / "corpus.txt"
@@ -315,6 +342,10 @@ def refused(monkeypatch, capsys):
         ("sweeps=quik", "unknown sweep 'quik' (did you mean 'quickstart'?)"),
         ("plugins=[nowhere.py]", "plugin 'nowhere.py' is not a file"),
         ("train.steps=abc", "'abc'"),
+        ("train.score=accuracy,macro_accuracy", "ranked by one score, got train.score=accuracy,macro_accuracy"),
+        ("plugins=mine.py", "expected a list of files, plugins=[mine.py]"),
+        ("plugins=[a.py],[b.py]", "all runs of a sweep have the same plugins"),
+        (f"seed={2**64}", f"seed must be at most {2**64 - 1}, got {2**64}"),
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path, refused, mistake, message):

@@ -114,7 +114,7 @@ def execute(
     finally:
         summary.seconds = time.perf_counter() - began
         desk.rescue()
-        if summary.executed or summary.elsewhere or not (store.folder / "results.csv").exists():
+        if summary.executed or summary.elsewhere or store.csv_is_older():
             try:
                 store.write_csv()
             except OSError as error:

@@ -26,7 +26,8 @@ import pandas as pd
 from mad.registry import nearest, unknown
 
 REQUIRED = ("arch", "task")
-SETTING = ("train.num_train", "train.num_test", "train.epochs", "train.steps", "train.batch_size")
+BUDGET = ("train.epochs", "train.steps", "train.tokens", "train.budget_flops")
+SETTING = ("train.num_train", "train.num_test", *BUDGET, "train.batch_size")
 # and all of task.*; what is left of train.* (precision, how often is evaluated) is not part of the problem
 COST = ("params", "flops", "state_size")
 STATUSES = ("ok", "diverged", "failed")
@@ -88,6 +89,8 @@ def scored(table: pd.DataFrame, score: str | None = None) -> Any:
     if table.empty:
         raise ValueError("the table holds no runs; expected one row a run")
     score = score or score_of(table)
+    if score not in table and "status" in table and "ok" not in set(table["status"]):
+        table = table.assign(**{score: float("nan")})  # no run came to an evaluation; a divergence is a zero below
     needed = (*REQUIRED, score)
     missing = [f"{column!r}{nearest(column, map(str, table))}" for column in needed if column not in table]
     if missing:
@@ -111,9 +114,21 @@ def stacks(table: Frame) -> dict[str, str]:
     return table["stack"].dropna().astype(str).groupby(_labels(table)).first().to_dict()
 
 
-def setting_columns(table: Frame) -> list[str]:
-    """What a setting is, besides the task."""
-    return [c for c in table if isinstance(c, str) and (c.startswith("task.") or c in SETTING)]
+def problems(table: Frame) -> Frame:
+    """What a setting is: the task of each run, its options, and the columns SETTING, as far as there are any.
+
+    Of a corpus a budget of tokens or FLOPs takes as many sequences as it comes to, more of a small model's than of a
+    large one's: that number is the budget's doing, and no setting of its own.
+    """
+    columns = [c for c in table if isinstance(c, str) and (c.startswith("task.") or c in SETTING)]
+    found = table[["task", *columns]].copy()
+    batch, taken = (_numbers(found.get(f"train.{key}", _none(table))) for key in ("batch_size", "num_train"))
+    steps = _numbers(found.get("train.tokens", _none(table))) / (batch * _numbers(table.get("seq_len", _none(table))))
+    flops = 3 * batch * _numbers(table.get("flops", _none(table)))
+    steps = steps.fillna(_numbers(found.get("train.budget_flops", _none(table))) / flops)
+    if "train.num_train" in found:
+        found["train.num_train"] = found["train.num_train"].mask(taken == steps.round().clip(lower=1) * batch)
+    return found
 
 
 def score_of(table: Frame) -> str:
@@ -127,7 +142,8 @@ def score_of(table: Frame) -> str:
 def _runs(table: Frame, score: str) -> Frame:
     """arch (label), task, setting (number), seed, status, score, valid of each run."""
     runs = pd.DataFrame({"arch": _labels(table), "task": table["task"].astype(str)})
-    runs["setting"] = table.groupby(["task", *setting_columns(table)], dropna=False, sort=False).ngroup()
+    given = problems(table)
+    runs["setting"] = given.groupby(list(given), dropna=False, sort=False).ngroup()
     runs["seed"] = table["seed"].fillna(-1) if "seed" in table else 0
     runs["status"] = table["status"] if "status" in table else "ok"
     for status in runs["status"].unique():
@@ -135,9 +151,14 @@ def _runs(table: Frame, score: str) -> Frame:
             raise unknown("status", status, STATUSES)
     diverged, failed = runs["status"] == "diverged", runs["status"] == "failed"
     runs["score"] = _numbers(table[score]).mask(diverged, 0.0).mask(failed)
-    valid = table[f"valid_{score}"] if f"valid_{score}" in table else pd.Series(float("nan"), table.index)
+    valid = table.get(f"valid_{score}", _none(table))
     runs["valid"] = _numbers(valid).mask(diverged, 0.0).mask(failed)
     return runs
+
+
+def _none(table: Frame) -> Frame:
+    """A column that the table lacks."""
+    return pd.Series(float("nan"), table.index)
 
 
 def _numbers(column: Frame) -> Frame:
@@ -146,16 +167,18 @@ def _numbers(column: Frame) -> Frame:
 
 
 def _labels(table: Frame) -> Frame:
-    """The rows of the leaderboard: names, and where one name stands for several models, what tells them apart.
+    """The rows of the leaderboard: names, and where one name stands for several models, what tells them apart: options,
+    the text of the plugins that define them, the rule by which an evaluation is reported.
 
     `arch.max_length` tells nothing: it follows the task.
     """
     labels = table["arch"].astype(str)
     for column in table:
         model = str(column).startswith("arch.") and column != "arch.max_length"
-        if model or column in ("stack", "train.report"):  # the same model by another rule is no point of the same grid
+        # the same model by another rule, or another text of a plugin, is no point of the same grid
+        if model or column in ("stack", "train.report", "versions.plugins"):
             several = table.groupby("arch")[column].transform("nunique", dropna=False) > 1
-            key = str(column).removeprefix("arch.")
+            key = str(column).removeprefix("arch.").removeprefix("versions.")
             labels = labels.mask(several, labels + f" {key}=" + table[column].astype(str))
     return labels
 

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from mad.leaderboard.build import SETTING, score_of, scored, setting_columns, stacks
+from mad.leaderboard.build import SETTING, problems, score_of, scored, stacks
 from mad.leaderboard.command import PARTS, overrides, quoted
 from mad.records import Record
 
-PROVENANCE = ("device", "versions.mad", "versions.torch", "git_commit")
+PROVENANCE = ("device", "versions.mad", "versions.torch", "versions.plugins", "git_commit")
 
 Cell = tuple[int, int]
 Frame = Any  # as in build
@@ -155,10 +155,9 @@ def _usual(rows: dict[str, Row], settings: list[dict[str, Any]], grid: list[dict
 
 def _settings(table: Frame, runs: Frame) -> tuple[Frame, list[dict[str, Any]]]:
     """Settings by task and options, with labels of what tells them apart (all options where a task has one setting)."""
-    columns = setting_columns(table)
-    first = table.loc[~runs["setting"].duplicated(), columns].assign(
-        task=runs["task"], setting=runs["setting"]
-    )  # a row each
+    first = problems(table).loc[~runs["setting"].duplicated()]  # a row each
+    columns = [c for c in first if c != "task"]
+    first = first.assign(task=runs["task"], setting=runs["setting"])
     found = []
     for task, of in first.groupby("task"):
         varied = [c for c in columns if of[c].nunique(dropna=False) > 1]

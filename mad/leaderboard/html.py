@@ -195,5 +195,6 @@ def _foot(details: Details | None) -> str:
     """Where the runs were, and of what versions."""
     if not details:
         return ""
-    heads = {"device": "device", "versions.mad": "mad", "versions.torch": "torch", "git_commit": "commit"}
+    heads = {"device": "device", "versions.mad": "mad", "versions.torch": "torch"}
+    heads |= {"versions.plugins": "plugins", "git_commit": "commit"}
     return ". ".join(f"{heads[key]}: {', '.join(seen)}" for key, seen in details.provenance.items() if seen)

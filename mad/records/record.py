@@ -39,7 +39,7 @@ class Record:
     started: str | None = None  # UTC, ISO 8601
     device: str | None = None  # "cpu" or the GPU's name
     git_commit: str | None = None
-    versions: dict[str, str] = field(default_factory=dict)  # mad, torch, python
+    versions: dict[str, str] = field(default_factory=dict)  # mad, torch, python; plugins: the text of each
     schema: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:

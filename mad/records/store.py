@@ -183,6 +183,13 @@ class Store:
         write_csv(self.records(), path)
         return path
 
+    def csv_is_older(self) -> bool:
+        """Whether records were written since `results.csv` was, by a process that came to no end, or there is none."""
+        try:
+            return (self.folder / "results.csv").stat().st_mtime_ns < self.runs.stat().st_mtime_ns
+        except OSError:
+            return True
+
     def _about(self) -> dict[str, Any]:
         path = self.folder / "store.json"
         try:

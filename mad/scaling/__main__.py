@@ -1,7 +1,6 @@
 """`python -m mad.scaling TABLE.csv`: every scaling law that a table of runs supports, as tables, JSON and figures."""
 
 import argparse
-import hashlib
 import json
 import math
 import shlex
@@ -17,7 +16,7 @@ from rich.table import Table
 import mad
 from mad.scaling.checks import ScalingWarning
 from mad.scaling.report import Group, Report, make, read_scores, to_json
-from mad.scaling.table import ALIASES, csv_file, read
+from mad.scaling.table import ALIASES, read
 
 LAWS = ("arch", "runs", "E", "A", "B", "alpha", "beta", "a (parametric)", "a (IsoFLOP)", "its bias", "hold-out error")
 WIDE = 160  # columns of text where the output is no terminal
@@ -39,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         for warning in caught:
             if issubclass(warning.category, ScalingWarning):
                 report.note("table", warning.category.__name__, str(warning.message))
-        folder = Path(options.out) if options.out else csv_file(options.table).parent / "scaling"
+        given_folder = Path(options.table) if Path(options.table).is_dir() else Path(options.table).parent
+        folder = Path(options.out) if options.out else given_folder / "scaling"
         folder.mkdir(parents=True, exist_ok=True)
         show(report, table, options.table, console)
         files = write(report, table, options, folder, shlex.join(["python", "-m", "mad.scaling", *given]))
@@ -168,7 +168,7 @@ def write(report: Report, table: Any, options: argparse.Namespace, folder: Path,
     """fits.json with where it is from, and each figure as PNG and PDF; the names of the files."""
     about = {
         "command": command,
-        "table": {"sha256": hashlib.sha256(csv_file(options.table).read_bytes()).hexdigest(), "rows": len(table)},
+        "table": {"sha256": table.attrs["sha256"], "rows": len(table)},
         "columns": table.attrs["columns"],
         "mad": mad.__version__,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -9,6 +9,7 @@ Other names of these are known (ALIASES) or given. `flops` is not among them: in
 one sequence. Everything becomes float64 on entry, because 6 n d overflows int64 beyond 9.2e18.
 """
 
+import hashlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mad.records import STATUSES
+from mad.records import STATUSES, Store
+from mad.records import table as records_table
 from mad.registry import nearest
 from mad.scaling.checks import Refused, ScalingWarning
 
@@ -43,12 +45,23 @@ class DroppedRows(ScalingWarning):
 
 
 def read(path: str | Path, columns: Mapping[str, str] | None = None, group: str | None = None) -> Frame:
-    """A CSV file, or a results folder with its results.csv, as `standard` makes it.
+    """A CSV file, or the records of a results folder (without any: its results.csv), as `standard` makes it.
+
+    `attrs["sha256"]` is the file's, or of the records as CSV.
 
     Raises:
         ValueError: no such file, or no table.
     """
-    return standard(read_csv(csv_file(path)), columns, group)
+    store = Store(path) if Path(path).is_dir() else None
+    records = store.records() if store is not None and store.exists() else []
+    if records:  # of a sweep that is still under way, or brought here packed: its CSV may be older, or not there
+        table = records_table(records)
+        text = table.to_csv(index=False).encode()
+    else:
+        table, text = read_csv(csv_file(path)), csv_file(path).read_bytes()
+    found = standard(table, columns, group)
+    found.attrs["sha256"] = hashlib.sha256(text).hexdigest()
+    return found
 
 
 def csv_file(path: str | Path, name: str = "results.csv") -> Path:

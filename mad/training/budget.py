@@ -64,12 +64,13 @@ def _misses(budget: float, step: int) -> bool:
 
 
 def _too_few_steps(budget: float, sequence: int, batch_size: int) -> ValueError:
-    fitting = next((size for size in range(batch_size - 1, 0, -1) if not _misses(budget, sequence * size)), None)
+    misses = (size for size in range(1, batch_size) if _misses(budget, sequence * size))
+    fitting = next(misses, batch_size) - 1  # and all below: the smallest that is advised for some points fits them all
     whole = round(budget / (sequence * batch_size))
-    if fitting is None:
+    if fitting == 0:
         advice = f"no batch size would do: one sequence costs {sequence:.3g}"
     else:
-        advice = f"train.batch_size={fitting} would do"
+        advice = f"train.batch_size={fitting} or smaller would do"
     return ValueError(
         f"train.budget_flops={budget:g} is {budget / (sequence * batch_size):.2f} steps of "
         f"train.batch_size={batch_size}, and {whole} whole ones miss it by more than {TOLERANCE:.0%}; {advice}"

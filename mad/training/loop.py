@@ -181,7 +181,7 @@ def _steps(run: Run, tell: Progress, checkpoint: Checkpoint, kept: Kept) -> Gene
         started=started,
         device=host.device_name(run.device),
         git_commit=host.git_commit(),
-        versions=host.versions(),
+        versions=host.versions() | plugins.versions(run.plugins),
     )
 
 

@@ -15,6 +15,7 @@ from mad.training import budget
 from mad.training.data import padded
 from mad.training.schedule import SCHEDULES
 
+MOST_SEED = 2**64 - 1  # what torch's generators take
 WORTH_COMPILING = 2000  # steps; compiling takes as long as some hundreds of them, once a shape and process
 CHOICES = {
     "arch.init": models.INITS,
@@ -130,6 +131,8 @@ def _check_values(run: Run) -> None:
     ):
         if value is not None and not low <= value < math.inf:
             raise ValueError(f"{key} must be at least {low} and finite, got {value}")
+    if run.seed > MOST_SEED:
+        raise ValueError(f"seed must be at most {MOST_SEED}, got {run.seed}")
     for key, value in (
         ("optim.lr", optim.lr),
         ("optim.clip", optim.clip),

@@ -47,6 +47,8 @@ def test_best_of_the_grid_then_mean_over_settings_then_mean_over_tasks():
         ("task.seq_len", 2),
         ("train.num_train", 2),
         ("train.epochs", 2),
+        ("train.tokens", 2),
+        ("train.budget_flops", 2),
         ("optim.schedule", 1),
         ("lr", 1),
         ("train.precision", 1),
@@ -58,6 +60,30 @@ def test_a_setting_is_the_task_its_data_and_its_budget(column, settings):
     board = build(row(accuracy=0.2, **{column: 1}), row(accuracy=0.6, **{column: 2}))
     assert board.loc["a", "settings_total"] == settings
     assert board.loc["a", "copy"] == pytest.approx(0.4 if settings == 2 else 0.6)
+
+
+def test_how_many_sequences_a_budget_of_a_corpus_comes_to_is_no_setting():
+    """Two models, two budgets, batches of 4: num_train follows from them. Where it does not, it is a setting."""
+    budgets = {"train.budget_flops": [1200.0, 2400.0], "train.tokens": [400, 800]}
+    for key, (one, two) in budgets.items():
+        taken = {"a": (40, 80), "b": (20, 40)} if key == "train.budget_flops" else dict.fromkeys("ab", (20, 40))
+        rows = [
+            row(arch, "text", 0.1 * i, **{key: budget, "train.num_train": taken[arch][i], "train.batch_size": 4})
+            | {"flops": 10 if arch == "a" else 20, "seq_len": 20}
+            for arch in "ab"
+            for i, budget in enumerate((one, two))
+        ]
+        board = build(*rows)
+        assert board["settings_total"].tolist() == [2, 2] and board["rank"].notna().all()
+        assert build(*rows, rows[0] | {"train.num_train": 36})["settings_total"].tolist() == [3, 3]
+
+
+def test_runs_without_an_evaluation_score_zero_where_they_diverged():
+    rows = [{"arch": arch, "task": "t", "status": status} for arch, status in (("a", "diverged"), ("b", "failed"))]
+    board = build(*rows)
+    assert board["t"].to_dict() == {"a": 0.0, "b": pytest.approx(math.nan, nan_ok=True)}
+    with pytest.raises(ValueError, match="lacks the column 'accuracy'"):
+        build(rows[0] | {"status": "ok"})
 
 
 def test_seeds_are_averaged_and_their_spread_is_the_standard_deviation():

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mad.records import Record, Store
 from mad.scaling import Checkpoints, DuplicatedRuns, NarrowSpan, NotFinite, Refused, ScalingWarning, read, standard
 from mad.scaling.checks import look, positive
 from mad.scaling.table import ALIASES, DroppedRows, clusters, part
@@ -15,6 +16,21 @@ OURS = Path(__file__).parents[2] / "results" / "isoflop_cpu"
 
 def table(**columns):
     return pd.DataFrame({"params": [10, 20, 40], "tokens": [400, 200, 100], "loss": [3.0, 2.5, 2.7]} | columns)
+
+
+def test_a_folder_is_its_records_whatever_its_csv_says(tmp_path):
+    store = Store(tmp_path, "mine")
+    cost = {"params_nonembedding": 10, "tokens": 400, "flops_exact": 24000}
+    config = {"arch": {"name": "a", "stack": ["attention"]}, "task": {"name": "text"}}
+    store.write(Record("0" * 16, "ok", config, {"loss": 3.0}, cost=cost))
+    store.write_csv()
+    store.write(Record("1" * 16, "ok", config, {"loss": 2.0}, cost=cost))
+    whole = read(tmp_path)
+    assert sorted(whole["loss"]) == [2.0, 3.0] and len(whole.attrs["sha256"]) == 64
+    store.pack()
+    (carried := tmp_path / "carried").mkdir()
+    (tmp_path / "records.jsonl.gz").rename(carried / "records.jsonl.gz")
+    assert read(carried).equals(whole) and read(carried).attrs == whole.attrs
 
 
 def test_known_names_are_found_and_said():

@@ -52,10 +52,10 @@ def test_a_budget_is_met_within_five_per_cent(text):
     record = training.train(text(budget_flops=12.3 * step))
     assert record.steps == 12 and record.cost["flops_exact"] == 12 * step
     with pytest.raises(
-        ValueError, match="is 3.40 steps of train.batch_size=8, and 3 .*5%; train.batch_size=7 would do"
+        ValueError, match="is 3.40 steps of train.batch_size=8, and 3 .*5%; train.batch_size=4 or smaller would do"
     ):
         training.prepare(text(budget_flops=3.4 * step))
-    with pytest.raises(ValueError, match="is 0.50 steps .*train.batch_size=4 would do"):
+    with pytest.raises(ValueError, match="is 0.50 steps .*train.batch_size=2 or smaller would do"):
         training.prepare(text(budget_flops=0.5 * step))
     with pytest.raises(ValueError, match="no batch size would do: one sequence costs"):
         training.prepare(text(budget_flops=0.01 * step))
