@@ -117,8 +117,8 @@ def stacks(table: Frame) -> dict[str, str]:
 def problems(table: Frame) -> Frame:
     """What a setting is: the task of each run, its options, and the columns SETTING, as far as there are any.
 
-    Of a corpus a budget of tokens or FLOPs takes as many sequences as it comes to, more of a small model's than of a
-    large one's: that number is the budget's doing, and no setting of its own.
+    Of a corpus a budget of tokens or FLOPs takes as many sequences as it comes to, or all there are: more for a small
+    model than for a large one. That number is the budget's doing, and no setting of its own.
     """
     columns = [c for c in table if isinstance(c, str) and (c.startswith("task.") or c in SETTING)]
     found = table[["task", *columns]].copy()
@@ -127,7 +127,8 @@ def problems(table: Frame) -> Frame:
     flops = 3 * batch * _numbers(table.get("flops", _none(table)))
     steps = steps.fillna(_numbers(found.get("train.budget_flops", _none(table))) / flops)
     if "train.num_train" in found:
-        found["train.num_train"] = found["train.num_train"].mask(taken == steps.round().clip(lower=1) * batch)
+        needed, most = steps.round().clip(lower=1) * batch, taken.groupby(table["task"]).transform("max")
+        found["train.num_train"] = found["train.num_train"].mask((taken == needed) | (taken == most) & (taken < needed))
     return found
 
 

@@ -75,7 +75,13 @@ def test_how_many_sequences_a_budget_of_a_corpus_comes_to_is_no_setting():
         ]
         board = build(*rows)
         assert board["settings_total"].tolist() == [2, 2] and board["rank"].notna().all()
-        assert build(*rows, rows[0] | {"train.num_train": 36})["settings_total"].tolist() == [3, 3]
+        if (
+            key == "train.budget_flops"
+        ):  # comes to 400 sequences of one model, where there are 300, and 200 of the other
+            most = [rows[i] | {key: 12000.0, "train.num_train": n} for i, n in ((1, 300), (3, 200))]
+            board = build(*rows, *most)
+            assert board["settings_total"].tolist() == [3, 3] and board["rank"].notna().all()
+        assert build(*rows, rows[0] | {"train.num_train": 16})["settings_total"].tolist() == [3, 3]
 
 
 def test_runs_without_an_evaluation_score_zero_where_they_diverged():
