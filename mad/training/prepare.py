@@ -151,7 +151,7 @@ def _check_sequences(run: Run, task: Any) -> None:
         if most is not None and asked > most:
             raise ValueError(
                 f"train.{key}={asked}, but split {split!r} of task {run.task['name']!r} has {most} sequences of "
-                f"{task.input_length} tokens; expected {most} at most"
+                f"{task.input_length} tokens; expected {most} at most (what no override sets is sweeps=quickstart's)"
             )
 
 
