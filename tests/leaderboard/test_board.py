@@ -75,9 +75,7 @@ def test_how_many_sequences_a_budget_of_a_corpus_comes_to_is_no_setting():
         ]
         board = build(*rows)
         assert board["settings_total"].tolist() == [2, 2] and board["rank"].notna().all()
-        if (
-            key == "train.budget_flops"
-        ):  # 400 sequences of one model, where there are 300, and 200 of the other
+        if key == "train.budget_flops":  # 400 sequences of one model, where there are 300, and 200 of the other
             most = [rows[i] | {key: 12000.0, "train.num_train": n} for i, n in ((1, 300), (3, 200))]
             board = build(*rows, *most)
             assert board["settings_total"].tolist() == [3, 3] and board["rank"].notna().all()
