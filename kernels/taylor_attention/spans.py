@@ -1,0 +1,288 @@
+"""Taylor attention's gradients in half precision, d up to 16, dv up to 128: spans of tokens and the states they find.
+
+With g = dy / (eps + sum of weights), S = sum phi(k)^T v over the tokens before and R = sum phi(q)^T g over those after:
+
+    gradient of phi(q) = g S^T        gradient of phi(k) = v R^T        dv = phi(k) R
+
+First the states that spans find, rounded to the type of the data, by programs that walk over a head's tokens with a
+block of features each. Then programs of C rows, all at once: within their span they meet pairs of tokens, beyond it the
+state; dq and dk follow from the gradient of features by the product rule. States that stayed in the registers of one
+kernel, as forward, would leave room for one program beside another alone, and this has much to wait for.
+
+The sum of the weights before a token is a quadratic form of q, so are its gradients: of the sums of k k^T and of k,
+from the end of those of q q^T and of q times the gradient of their sum.
+"""
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+# pyright: reportIndexIssue=false
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.linear_attention.sums import strides
+from kernels.taylor_attention import chunks
+from kernels.taylor_attention.features import (
+    BF,
+    FEATURES,
+    LAST,
+    D,
+    add_product,
+    add_read,
+    back,
+    columns,
+    extend,
+    extend_last,
+    firsts,
+    place,
+    power,
+    rounded,
+    weighted_firsts,
+)  # fmt: skip
+from kernels.tiles import bucket, load_rows, store_rows
+
+TILE = tl.constexpr(64)  # columns of a state that a program makes
+
+
+@triton.jit
+def scan(
+    z, w, inverse, states, sizes, scale, T, d, N, z_t, w_t, head, part, tile,
+    REVERSE: tl.constexpr, NORMALIZE: tl.constexpr, LAST_PART: tl.constexpr,
+    SPAN: tl.constexpr, C: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """A block of the states of a head, a tile of values: part 0, 1, or with LAST_PART 2."""
+    WEIGHTED: tl.constexpr = REVERSE and NORMALIZE
+    F: tl.constexpr = LAST if LAST_PART else BF
+    i, n = tl.arange(0, C), tile * BN + tl.arange(0, BN)
+    state = tl.zeros((BN, LAST) if LAST_PART else (BF, BN), tl.float32)
+    spans = tl.cdiv(T, SPAN)
+    for step in range(0, spans):
+        span = spans - 1 - step if REVERSE else step
+        row = head * spans + span
+        matrix, size = rounded(tl.trans(state) if LAST_PART else state, states.dtype.element_ty)
+        tl.store(place(states, row, n, N, part * 64, F), matrix, mask=(n < N)[None, :])
+        if states.dtype.element_ty == tl.float16:
+            tl.store(sizes + (row.to(tl.int64) * 3 + part) * tl.num_programs(2) + tile, size)
+        for chunk in tl.static_range(0, SPAN, C):
+            t = span * SPAN + chunk + i
+            x = tl.trans(load_rows(z, t, T, z_t, d, D))
+            values = load_rows(w + tile * BN, t, T, w_t, N - tile * BN, BN)
+            weight = 1.0
+            if WEIGHTED:
+                weight = tl.load(inverse + t, mask=t < T, other=0.0)
+            if LAST_PART:
+                state = extend_last(x, values, state, scale, weight, WEIGHTED)
+            else:
+                one = weighted_firsts(x, scale, weight, WEIGHTED)
+                state = extend(x, values, one, state, part * 64)
+
+
+@triton.jit
+def scan_forms(z, inverse, delta, forms, T, d, z_t, head, REVERSE: tl.constexpr, SPAN: tl.constexpr, C: tl.constexpr):
+    """The sums of x x^T (D, D) and of x (D) that the spans of a head find; reversed, x by its sum's gradient."""
+    i, e = tl.arange(0, C), tl.arange(0, D)
+    squares, singles = tl.zeros((D, D), tl.float32), tl.zeros((D,), tl.float32)
+    spans = tl.cdiv(T, SPAN)
+    for step in range(0, spans):
+        span = spans - 1 - step if REVERSE else step
+        form = forms + (head * spans + span).to(tl.int64) * (D * D + D)
+        tl.store(form + e[:, None] * D + e[None, :], squares)
+        tl.store(form + D * D + e, singles)
+        for chunk in tl.static_range(0, SPAN, C):
+            t = span * SPAN + chunk + i
+            x = load_rows(z, t, T, z_t, d, D)
+            wide = tl.trans(x).to(tl.float32)
+            if REVERSE:
+                slope = tl.load(inverse + t, mask=t < T, other=0.0) * tl.load(delta + t, mask=t < T, other=0.0)
+                wide *= slope[None, :]
+            squares = add_product(wide, x, squares)
+            singles += tl.sum(wide, 1)
+
+
+@triton.jit
+def states_kernel(
+    z, w, inverse, delta, states, sizes, forms, scale, H, T, d, N, z_b, z_h, z_t, w_b, w_h, w_t,
+    REVERSE: tl.constexpr, NORMALIZE: tl.constexpr, SPAN: tl.constexpr, C: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """What the spans find: sums over the tokens before, z = k, w = v; reversed over those after, z = q, w = dy.
+
+    states (B H, spans, 160, dv), in fp16 times sizes (B H, spans, 3, tiles); forms (B H, spans, 17, 16).
+    """
+    head, part, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    z += (head // H).to(tl.int64) * z_b + head % H * z_h
+    w += (head // H).to(tl.int64) * w_b + head % H * w_h
+    inverse += head.to(tl.int64) * T
+    delta += head.to(tl.int64) * T
+    if part < 2:
+        scan(z, w, inverse, states, sizes, scale, T, d, N, z_t, w_t, head, part, tile,
+             REVERSE, NORMALIZE, False, SPAN, C, BN)  # fmt: skip
+    elif part == 2:
+        scan(z, w, inverse, states, sizes, scale, T, d, N, z_t, w_t, head, part, tile,
+             REVERSE, NORMALIZE, True, SPAN, C, BN)  # fmt: skip
+    elif tile == 0:
+        scan_forms(z, inverse, delta, forms, T, d, z_t, head, REVERSE, SPAN, C)
+
+
+@triton.jit
+def found(states, sizes, row, tile, n, N, LOW: tl.constexpr):
+    """A block of a span's state, columns n from tile on, as `rounded` gives it."""
+    F: tl.constexpr = LAST if LOW == 128 else BF
+    matrix = tl.load(place(states, row, n, N, LOW, F), mask=(n < N)[None, :], other=0.0)
+    if matrix.dtype == tl.float16:
+        sizes += (row.to(tl.int64) * 3 + LOW // 64) * tl.cdiv(N, TILE)
+        if n.shape[0] <= TILE:
+            return matrix, tl.load(sizes + tile // TILE)
+        else:
+            down, up = power(tl.maximum(tl.load(sizes), tl.load(sizes + 1)))
+            return (matrix * (tl.load(sizes + n // TILE) * down)[None, :]).to(tl.float16), up
+    else:
+        return matrix, 1.0
+
+
+@triton.jit
+def rows_kernel(
+    x, u, z, w, dx, du, inverse, delta, states, sizes, forms, scale,
+    H, T, d, N, x_b, x_h, x_t, u_b, u_h, u_t, z_b, z_h, z_t, w_b, w_h, w_t, dx_b, dx_h, dx_t, du_b, du_h, du_t,
+    ROLE: tl.constexpr, NORMALIZE: tl.constexpr, SPAN: tl.constexpr, C: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """ROLE "dq": dx of C queries, rows x = q, u = dy, columns z = k, w = v up to them.
+
+    "dk", "dv" or "both": dx, du or both of C keys, rows x = k, u = v, columns z = q, w = dy from them on.
+    """
+    KEYS: tl.constexpr = ROLE != "dq"
+    DX: tl.constexpr = ROLE != "dv"
+    DU: tl.constexpr = ROLE == "dv" or ROLE == "both"
+    programs = tl.cdiv(T, C)
+    head, low = tl.program_id(0) // programs, tl.program_id(0) % programs * C
+    batch, place_in = (head // H).to(tl.int64), head % H
+    x += batch * x_b + place_in * x_h
+    u += batch * u_b + place_in * u_h
+    z += batch * z_b + place_in * z_h
+    w += batch * w_b + place_in * w_h
+    inverse += head.to(tl.int64) * T
+    delta += head.to(tl.int64) * T
+    tile = tl.program_id(1) * BN  # but for "dv", the only one
+    u, w, du, live = u + tile, w + tile, du + tile, N - tile
+    i, n = low + tl.arange(0, C), tile + tl.arange(0, BN)
+    # what is met for certain is asked for at once
+    own = load_rows(x, i, T, x_t, d, D)
+    rows = load_rows(u, i, T, u_t, live, BN) if DX else own
+    row = head * tl.cdiv(T, SPAN) + low // SPAN
+    s0, s1 = found(states, sizes, row, tile, n, N, 0), found(states, sizes, row, tile, n, N, 64)
+    s2 = found(states, sizes, row, tile, n, N, 128)
+    if BN <= 64:
+        across, values = load_rows(z, i, T, z_t, d, D), load_rows(w, i, T, w_t, live, BN)
+
+    dx_acc, du_acc = tl.zeros((C, D), tl.float32), tl.zeros((C, BN), tl.float32)
+    slope = 0.0
+    if NORMALIZE and DX:
+        e = tl.arange(0, D)
+        form = forms + row.to(tl.int64) * (D * D + D)
+        squares = rounded(tl.load(form + e[:, None] * D + e[None, :]) * scale, own.dtype)
+        dx_acc = (add_read(own.to(tl.float32), squares, dx_acc) + tl.load(form + D * D + e)[None, :]) * scale
+        if not KEYS:
+            slope = tl.load(delta + i, mask=i < T, other=0.0)
+            dx_acc *= slope[:, None]
+    first = tl.dot(own, firsts(BF, own.dtype))
+    dx_acc, du_acc = through(own, rows, first, dx_acc, du_acc, s0, 0, DX, DU)
+    dx_acc, du_acc = through(own, rows, first, dx_acc, du_acc, s1, 64, DX, DU)
+    dx_acc, du_acc = through(own, rows, first, dx_acc, du_acc, s2, 128, DX, DU)
+    if BN > 64:  # more at once would leave shared memory for two programs alone
+        across, values = load_rows(z, i, T, z_t, d, D), load_rows(w, i, T, w_t, live, BN)
+    dx_acc, du_acc = meet(
+        own, rows, across, values, dx_acc, du_acc, slope, inverse, delta, i, T, scale, True, KEYS, DX, DU, NORMALIZE
+    )
+    begin = low // SPAN * SPAN
+    for j0 in range(low + C if KEYS else begin, tl.minimum(T, begin + SPAN) if KEYS else low, C):
+        j = j0 + tl.arange(0, C)
+        across, values = load_rows(z, j, T, z_t, d, D), load_rows(w, j, T, w_t, live, BN)
+        dx_acc, du_acc = meet(
+            own, rows, across, values, dx_acc, du_acc, slope, inverse, delta, j, T, scale, False, KEYS, DX, DU,
+            NORMALIZE,
+        )  # fmt: skip
+    if DU:
+        store_rows(du + batch * du_b + place_in * du_h, i, T, du_t, live, du_acc)
+    if NORMALIZE and not KEYS:
+        dx_acc *= tl.load(inverse + i, mask=i < T, other=0.0)[:, None]
+    if DX:
+        store_rows(dx + batch * dx_b + place_in * dx_h, i, T, dx_t, d, dx_acc)
+
+
+@triton.jit
+def meet(
+    x, u, z, w, dx, du, slope, inverse, delta, j, T, scale,
+    DIAGONAL: tl.constexpr, KEYS: tl.constexpr, DX: tl.constexpr, DU: tl.constexpr, NORMALIZE: tl.constexpr,
+):  # fmt: skip
+    """dx and du with the pairs of rows x, u and columns z, w, tokens j; DIAGONAL: the rows' own tokens."""
+    score = tl.dot(x, tl.trans(z)) * scale  # (C, C)
+    weight = 1.0
+    if KEYS and NORMALIZE:
+        weight = tl.load(inverse + j, mask=j < T, other=0.0)[None, :]
+    if DIAGONAL:
+        weight = tl.where((j[:, None] <= j[None, :]) if KEYS else (j[:, None] >= j[None, :]), weight, 0.0)
+    if DU:
+        du = add_product((1 + score + 0.5 * score * score) * weight, w, du)
+    if DX:
+        change = tl.dot(u, tl.trans(w))
+        if NORMALIZE:
+            change += tl.load(delta + j, mask=j < T, other=0.0)[None, :] if KEYS else slope[:, None]
+        dx = add_product(change * (scale + score * scale) * weight, z, dx)
+    return dx, du
+
+
+@triton.jit
+def through(x, u, first, dx, du, state, LOW: tl.constexpr, DX: tl.constexpr, DU: tl.constexpr):
+    """du (C, BN) with what rows x find in a block of the state, dx (C, D) with what they have from u through it."""
+    matrix, size = state
+    one, two = columns(x, first, LOW)
+    if DU:
+        du = add_read(one * two, state, du)
+    if DX:
+        dx = back(tl.dot(u, tl.trans(matrix)) * size, one, two, dx, LOW, x.dtype)
+    return dx, du
+
+
+SPAN = 128  # tokens that meet as pairs
+WIDEST = 128  # values
+
+
+def fits(q: torch.Tensor, v: torch.Tensor) -> bool:
+    """Whether these kernels take over from those of `sums.py`."""
+    return chunks.fits(q) and v.shape[3] <= WIDEST
+
+
+def blocks(width: int, part: str, dtype: torch.dtype) -> dict[str, int]:
+    """Tokens, columns, warps and stages of the programs that make the "states", and from them a role's gradients."""
+    if part == "states":
+        return {"C": 64, "BN": bucket(width, 16, TILE.value), "num_warps": 4, "num_stages": 2}
+    widest = 64 if part == "dv" else 128
+    return {"C": 64, "BN": bucket(width, 16, widest), "num_warps": 4, "num_stages": 1}
+
+
+def roles(dtype: torch.dtype) -> tuple[str, ...]:
+    """Which launches make the keys' gradients: in fp16, where rows are scaled, registers do not do for both."""
+    return ("dk", "dv") if dtype == torch.float16 else ("both",)
+
+
+def backward(q, k, v, inverse, delta, dy, normalize: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    batch, heads, length, d = q.shape
+    width, spans = v.shape[3], triton.cdiv(length, SPAN)
+    sizes = (d**-0.5, heads, length, d, width)
+    states = q.new_empty(batch * heads, spans, FEATURES.value, width)
+    tiles = triton.cdiv(width, TILE.value)
+    powers = q.new_empty((batch * heads, spans, 3, tiles) if q.dtype == torch.float16 else 0, dtype=torch.float32)
+    forms = q.new_empty((batch * heads, spans, D.value + 1, D.value) if normalize else 0, dtype=torch.float32)
+    options = {"NORMALIZE": normalize, "SPAN": SPAN}
+    for keys, (x, u, z, w, dx, du) in enumerate(((q, dy, k, v, dq, dy), (k, v, q, dy, dk, dv))):
+        block = blocks(width, "states", q.dtype)
+        states_kernel[(batch * heads, 3 + normalize, tiles)](
+            z, w, inverse, delta, states, powers, forms, *sizes, *strides(z, w), REVERSE=bool(keys), **options, **block
+        )
+        for role in roles(q.dtype) if keys else ("dq",):
+            block = blocks(width, role, q.dtype)
+            programs = (batch * heads * triton.cdiv(length, block["C"]), triton.cdiv(width, block["BN"]))
+            rows_kernel[programs](
+                x, u, z, w, dx, du, inverse, delta, states, powers, forms, *sizes, *strides(x, u, z, w, dx, du),
+                ROLE=role, **options, **block,
+            )  # fmt: skip
+    return dq, dk, dv
