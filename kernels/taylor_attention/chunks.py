@@ -146,11 +146,16 @@ def spans(q: torch.Tensor, tiles: int, chunk: int) -> tuple[int, int]:
     return triton.cdiv(chunks, each), each * chunk
 
 
+def blocks(width: int, dtype: torch.dtype) -> dict[str, int]:
+    """Tokens, columns, warps and stages of a program; with more of any it spills."""
+    widest = 32 if dtype == torch.float16 else 64  # fp16 scales rows, of weights and of features
+    return {"C": 64, "BN": bucket(width, 16, widest), "num_warps": 4, "num_stages": 1}
+
+
 def forward(q, k, v, y, inverse, normalize: bool, eps: float) -> None:
     batch, heads, length, d = q.shape
     width = v.shape[3]
-    widest = 32 if q.dtype == torch.float16 else 64  # fp16 scales rows, of weights and of features: wider, it spills
-    block = {"C": 64, "BN": bucket(width, 16, widest), "num_warps": 4, "num_stages": 1}  # with more, it spills
+    block = blocks(width, q.dtype)
     tiles = triton.cdiv(width, block["BN"])
     count, span = spans(q, tiles, block["C"])
     sizes = (d**-0.5, heads, length, d)

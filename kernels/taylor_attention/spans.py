@@ -61,7 +61,7 @@ def scan(
         matrix, size = rounded(tl.trans(state) if LAST_PART else state, states.dtype.element_ty)
         tl.store(place(states, row, n, N, part * 64, F), matrix, mask=(n < N)[None, :])
         if states.dtype.element_ty == tl.float16:
-            tl.store(sizes + (row.to(tl.int64) * 3 + part) * tl.num_programs(2) + tile, size)
+            tl.store(sizes + (row.to(tl.int64) * 3 + part) * tl.cdiv(N, BN) + tile, size)
         for chunk in tl.static_range(0, SPAN, C):
             t = span * SPAN + chunk + i
             x = tl.trans(load_rows(z, t, T, z_t, d, D))
@@ -107,7 +107,9 @@ def states_kernel(
 
     states (B H, spans, 160, dv), in fp16 times sizes (B H, spans, 3, tiles); forms (B H, spans, 17, 16).
     """
-    head, part, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    tiles = tl.cdiv(N, BN)  # those of a head, which read the same, start one after the other
+    tile, part = tl.program_id(0) % tiles, tl.program_id(0) // tiles % (3 + NORMALIZE)
+    head = tl.program_id(0) // tiles // (3 + NORMALIZE)
     z += (head // H).to(tl.int64) * z_b + head % H * z_h
     w += (head // H).to(tl.int64) * w_b + head % H * w_h
     inverse += head.to(tl.int64) * T
@@ -275,7 +277,7 @@ def backward(q, k, v, inverse, delta, dy, normalize: bool) -> tuple[torch.Tensor
     options = {"NORMALIZE": normalize, "SPAN": SPAN}
     for keys, (x, u, z, w, dx, du) in enumerate(((q, dy, k, v, dq, dy), (k, v, q, dy, dk, dv))):
         block = blocks(width, "states", q.dtype)
-        states_kernel[(batch * heads, 3 + normalize, tiles)](
+        states_kernel[(batch * heads * (3 + normalize) * tiles,)](
             z, w, inverse, delta, states, powers, forms, *sizes, *strides(z, w), REVERSE=bool(keys), **options, **block
         )
         for role in roles(q.dtype) if keys else ("dq",):
