@@ -142,17 +142,18 @@ def found(states, sizes, row, tile, n, N, LOW: tl.constexpr):
 
 @triton.jit
 def rows_kernel(
-    x, u, z, w, dx, du, inverse, delta, states, sizes, forms, scale,
+    x, u, z, w, dx, du, inverse, delta, states, sizes, forms, scale, eps,
     H, T, d, N, x_b, x_h, x_t, u_b, u_h, u_t, z_b, z_h, z_t, w_b, w_h, w_t, dx_b, dx_h, dx_t, du_b, du_h, du_t,
     ROLE: tl.constexpr, NORMALIZE: tl.constexpr, SPAN: tl.constexpr, C: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """ROLE "dq": dx of C queries, rows x = q, u = dy, columns z = k, w = v up to them.
+    """ROLE "dq": dx of C queries, rows x = q, u = dy, columns z = k, w = v up to them. "y": du, that is y, of them.
 
     "dk", "dv" or "both": dx, du or both of C keys, rows x = k, u = v, columns z = q, w = dy from them on.
     """
-    KEYS: tl.constexpr = ROLE != "dq"
-    DX: tl.constexpr = ROLE != "dv"
-    DU: tl.constexpr = ROLE == "dv" or ROLE == "both"
+    KEYS: tl.constexpr = ROLE == "dk" or ROLE == "dv" or ROLE == "both"
+    DX: tl.constexpr = ROLE == "dq" or ROLE == "dk" or ROLE == "both"
+    DU: tl.constexpr = ROLE == "y" or ROLE == "dv" or ROLE == "both"
+    SUMS: tl.constexpr = ROLE == "y" and NORMALIZE
     programs = tl.cdiv(T, C)
     head, low = tl.program_id(0) // programs, tl.program_id(0) % programs * C
     batch, place_in = (head // H).to(tl.int64), head % H
@@ -162,7 +163,7 @@ def rows_kernel(
     w += batch * w_b + place_in * w_h
     inverse += head.to(tl.int64) * T
     delta += head.to(tl.int64) * T
-    tile = tl.program_id(1) * BN  # but for "dv", the only one
+    tile = tl.program_id(1) * BN  # where there is a dx, the only one
     u, w, du, live = u + tile, w + tile, du + tile, N - tile
     i, n = low + tl.arange(0, C), tile + tl.arange(0, BN)
     # what is met for certain is asked for at once
@@ -175,13 +176,17 @@ def rows_kernel(
         across, values = load_rows(z, i, T, z_t, d, D), load_rows(w, i, T, w_t, live, BN)
 
     dx_acc, du_acc = tl.zeros((C, D), tl.float32), tl.zeros((C, BN), tl.float32)
-    slope = 0.0
-    if NORMALIZE and DX:
-        e = tl.arange(0, D)
+    slope, total = 0.0, tl.zeros((C,), tl.float32)
+    if SUMS or (NORMALIZE and DX):
+        e, wide = tl.arange(0, D), own.to(tl.float32)
         form = forms + row.to(tl.int64) * (D * D + D)
         squares = rounded(tl.load(form + e[:, None] * D + e[None, :]) * scale, own.dtype)
-        dx_acc = (add_read(own.to(tl.float32), squares, dx_acc) + tl.load(form + D * D + e)[None, :]) * scale
-        if not KEYS:
+        singles = tl.load(form + D * D + e)[None, :] * scale
+        dx_acc = add_read(wide, squares, dx_acc) * scale
+        if SUMS:
+            total = tl.sum((0.5 * dx_acc + singles) * wide, 1) + low // SPAN * SPAN
+        dx_acc += singles
+        if ROLE == "dq":
             slope = tl.load(delta + i, mask=i < T, other=0.0)
             dx_acc *= slope[:, None]
     first = tl.dot(own, firsts(BF, own.dtype))
@@ -190,20 +195,25 @@ def rows_kernel(
     dx_acc, du_acc = through(own, rows, first, dx_acc, du_acc, s2, 128, DX, DU)
     if BN > 64:  # more at once would leave shared memory for two programs alone
         across, values = load_rows(z, i, T, z_t, d, D), load_rows(w, i, T, w_t, live, BN)
-    dx_acc, du_acc = meet(
-        own, rows, across, values, dx_acc, du_acc, slope, inverse, delta, i, T, scale, True, KEYS, DX, DU, NORMALIZE
-    )
+    dx_acc, du_acc, total = meet(
+        own, rows, across, values, dx_acc, du_acc, total, slope, inverse, delta, i, T, scale, True,
+        KEYS, DX, DU, SUMS, NORMALIZE,
+    )  # fmt: skip
     begin = low // SPAN * SPAN
     for j0 in range(low + C if KEYS else begin, tl.minimum(T, begin + SPAN) if KEYS else low, C):
         j = j0 + tl.arange(0, C)
         across, values = load_rows(z, j, T, z_t, d, D), load_rows(w, j, T, w_t, live, BN)
-        dx_acc, du_acc = meet(
-            own, rows, across, values, dx_acc, du_acc, slope, inverse, delta, j, T, scale, False, KEYS, DX, DU,
-            NORMALIZE,
+        dx_acc, du_acc, total = meet(
+            own, rows, across, values, dx_acc, du_acc, total, slope, inverse, delta, j, T, scale, False,
+            KEYS, DX, DU, SUMS, NORMALIZE,
         )  # fmt: skip
+    if SUMS:
+        total = 1 / (total + eps)
+        tl.store(inverse + i, total, mask=(i < T) & (0 * i + tile == 0))
+        du_acc *= total[:, None]
     if DU:
         store_rows(du + batch * du_b + place_in * du_h, i, T, du_t, live, du_acc)
-    if NORMALIZE and not KEYS:
+    if ROLE == "dq" and NORMALIZE:
         dx_acc *= tl.load(inverse + i, mask=i < T, other=0.0)[:, None]
     if DX:
         store_rows(dx + batch * dx_b + place_in * dx_h, i, T, dx_t, d, dx_acc)
@@ -211,10 +221,10 @@ def rows_kernel(
 
 @triton.jit
 def meet(
-    x, u, z, w, dx, du, slope, inverse, delta, j, T, scale,
-    DIAGONAL: tl.constexpr, KEYS: tl.constexpr, DX: tl.constexpr, DU: tl.constexpr, NORMALIZE: tl.constexpr,
+    x, u, z, w, dx, du, total, slope, inverse, delta, j, T, scale, DIAGONAL: tl.constexpr,
+    KEYS: tl.constexpr, DX: tl.constexpr, DU: tl.constexpr, SUMS: tl.constexpr, NORMALIZE: tl.constexpr,
 ):  # fmt: skip
-    """dx and du with the pairs of rows x, u and columns z, w, tokens j; DIAGONAL: the rows' own tokens."""
+    """dx, du and the sum of weights with pairs of rows x, u and columns z, w, tokens j; DIAGONAL: those of the rows."""
     score = tl.dot(x, tl.trans(z)) * scale  # (C, C)
     weight = 1.0
     if KEYS and NORMALIZE:
@@ -222,13 +232,16 @@ def meet(
     if DIAGONAL:
         weight = tl.where((j[:, None] <= j[None, :]) if KEYS else (j[:, None] >= j[None, :]), weight, 0.0)
     if DU:
-        du = add_product((1 + score + 0.5 * score * score) * weight, w, du)
+        p = (1 + score + 0.5 * score * score) * weight
+        du = add_product(p, w, du)
+        if SUMS:
+            total += tl.sum(p, 1)
     if DX:
         change = tl.dot(u, tl.trans(w))
         if NORMALIZE:
             change += tl.load(delta + j, mask=j < T, other=0.0)[None, :] if KEYS else slope[:, None]
         dx = add_product(change * (scale + score * scale) * weight, z, dx)
-    return dx, du
+    return dx, du, total
 
 
 @triton.jit
@@ -256,7 +269,7 @@ def blocks(width: int, part: str, dtype: torch.dtype) -> dict[str, int]:
     """Tokens, columns, warps and stages of the programs that make the "states", and from them a role's gradients."""
     if part == "states":
         return {"C": 64, "BN": bucket(width, 16, TILE.value), "num_warps": 4, "num_stages": 2}
-    widest = 64 if part == "dv" else 128
+    widest = 64 if part in ("y", "dv") else 128
     return {"C": 64, "BN": bucket(width, 16, widest), "num_warps": 4, "num_stages": 1}
 
 
@@ -265,26 +278,50 @@ def roles(dtype: torch.dtype) -> tuple[str, ...]:
     return ("dk", "dv") if dtype == torch.float16 else ("both",)
 
 
+def forward(q, k, v, y, inverse, normalize: bool, eps: float) -> None:
+    found = Found(q, v, normalize)
+    found.make(k, v, inverse, inverse, False)
+    found.read("y", q, v, k, v, q, y, inverse, inverse, eps)
+
+
 def backward(q, k, v, inverse, delta, dy, normalize: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    batch, heads, length, d = q.shape
-    width, spans = v.shape[3], triton.cdiv(length, SPAN)
-    sizes = (d**-0.5, heads, length, d, width)
-    states = q.new_empty(batch * heads, spans, FEATURES.value, width)
-    tiles = triton.cdiv(width, TILE.value)
-    powers = q.new_empty((batch * heads, spans, 3, tiles) if q.dtype == torch.float16 else 0, dtype=torch.float32)
-    forms = q.new_empty((batch * heads, spans, D.value + 1, D.value) if normalize else 0, dtype=torch.float32)
-    options = {"NORMALIZE": normalize, "SPAN": SPAN}
-    for keys, (x, u, z, w, dx, du) in enumerate(((q, dy, k, v, dq, dy), (k, v, q, dy, dk, dv))):
-        block = blocks(width, "states", q.dtype)
-        states_kernel[(batch * heads * (3 + normalize) * tiles,)](
-            z, w, inverse, delta, states, powers, forms, *sizes, *strides(z, w), REVERSE=bool(keys), **options, **block
-        )
-        for role in roles(q.dtype) if keys else ("dq",):
-            block = blocks(width, role, q.dtype)
-            programs = (batch * heads * triton.cdiv(length, block["C"]), triton.cdiv(width, block["BN"]))
-            rows_kernel[programs](
-                x, u, z, w, dx, du, inverse, delta, states, powers, forms, *sizes, *strides(x, u, z, w, dx, du),
-                ROLE=role, **options, **block,
-            )  # fmt: skip
+    found = Found(q, v, normalize)
+    found.make(k, v, inverse, delta, False)
+    found.read("dq", q, dy, k, v, dq, dy, inverse, delta)
+    found.make(q, dy, inverse, delta, True)
+    for role in roles(q.dtype):
+        found.read(role, k, v, q, dy, dk, dv, inverse, delta)
     return dq, dk, dv
+
+
+class Found:
+    """What the spans find, and the launches that make and read it."""
+
+    def __init__(self, q: torch.Tensor, v: torch.Tensor, normalize: bool):
+        self.heads, self.length, self.width = q.shape[0] * q.shape[1], q.shape[2], v.shape[3]
+        self.sizes = (q.shape[1], q.shape[2], q.shape[3], v.shape[3])
+        self.scale, self.dtype = q.shape[3] ** -0.5, q.dtype
+        self.options = {"NORMALIZE": normalize, "SPAN": SPAN}
+        spans, self.tiles = triton.cdiv(self.length, SPAN), triton.cdiv(self.width, TILE.value)
+        half = q.dtype == torch.float16
+        self.tensors = (
+            q.new_empty(self.heads, spans, FEATURES.value, self.width),
+            q.new_empty((self.heads, spans, 3, self.tiles) if half else 0, dtype=torch.float32),
+            q.new_empty((self.heads, spans, D.value + 1, D.value) if normalize else 0, dtype=torch.float32),
+        )
+
+    def make(self, z, w, inverse, delta, reverse: bool) -> None:
+        programs = self.heads * (3 + self.options["NORMALIZE"]) * self.tiles
+        states_kernel[(programs,)](
+            z, w, inverse, delta, *self.tensors, self.scale, *self.sizes, *strides(z, w),
+            REVERSE=reverse, **self.options, **blocks(self.width, "states", self.dtype),
+        )  # fmt: skip
+
+    def read(self, role: str, x, u, z, w, dx, du, inverse, delta, eps: float = 0.0) -> None:
+        block = blocks(self.width, role, self.dtype)
+        programs = (self.heads * triton.cdiv(self.length, block["C"]), triton.cdiv(self.width, block["BN"]))
+        rows_kernel[programs](
+            x, u, z, w, dx, du, inverse, delta, *self.tensors, self.scale, eps, *self.sizes, *strides(x, u, z, w, dx, du),
+            ROLE=role, **self.options, **block,
+        )  # fmt: skip

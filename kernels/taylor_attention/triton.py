@@ -22,7 +22,7 @@ def attend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y, and where normalised 1 / (eps + the sum of weights) in fp32, else empty."""
     y, inverse = outputs(q, k, v, normalize, eps)
-    (chunks if chunks.fits(q) else sums).forward(q, k, v, y, inverse, normalize, eps)
+    (spans if spans.fits(q, v) else chunks if chunks.fits(q) else sums).forward(q, k, v, y, inverse, normalize, eps)
     return y, inverse
 
 
