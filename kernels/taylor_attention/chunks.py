@@ -21,6 +21,7 @@ from kernels.taylor_attention.features import (
     D,
     add_product,
     add_read,
+    choices,
     columns,
     extend,
     extend_last,
@@ -118,11 +119,11 @@ def output_kernel(
         w = tl.where(i[:, None] >= i[None, :], 1 + x + 0.5 * x * x, 0.0)
         acc = add_product(w, values, tl.zeros((C, BN), tl.float32))
         first = tl.dot(own, firsts(BF, own.dtype))
-        one, two = columns(own, first, 0)
+        one, two = columns(own, first, choices(0, own.dtype), 0)
         acc = add_read(one * two, rounded(s0, own.dtype), acc)
-        one, two = columns(own, first, 64)
+        one, two = columns(own, first, choices(64, own.dtype), 64)
         acc = add_read(one * two, rounded(s1, own.dtype), acc)
-        one, two = columns(own, first, 128)
+        one, two = columns(own, first, choices(128, own.dtype), 128)
         acc = add_read(one * two, rounded(tl.trans(s2), own.dtype), acc)
         if NORMALIZE:
             acc *= tl.load(inverse + t, mask=t < T, other=0.0)[:, None]

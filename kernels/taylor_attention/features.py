@@ -85,36 +85,37 @@ def seconds(low, dtype: tl.constexpr):
 
 
 @triton.jit
-def last_seconds(dtype: tl.constexpr):
-    """(D, LAST): the same for the products of the last block, zeros beyond them."""
-    f = tl.arange(0, LAST)[None, :]
-    return ((tl.arange(0, D)[:, None] == f + D // 2) & (f < D // 2)).to(dtype)
+def lasts(dtype: tl.constexpr):
+    """(D, LAST) twice: the same for both columns of the last block; zeros where a column is 1."""
+    e, f = tl.arange(0, D)[:, None], tl.arange(0, LAST)[None, :]
+    return ((e == f % D) & (f != D // 2)).to(dtype), ((e == f + D // 2) & (f < D // 2)).to(dtype)
 
 
 @triton.jit
-def columns(x, one, LOW: tl.constexpr):
+def choices(LOW: tl.constexpr, dtype: tl.constexpr):
+    """Both matrices of the features LOW ..."""
+    if LOW < 128:
+        return firsts(BF, dtype), seconds(LOW, dtype)
+    else:
+        return lasts(dtype)
+
+
+@triton.jit
+def columns(x, one, choice, LOW: tl.constexpr):
     """Both columns of the features LOW ... of rows x (C, D). one: the first of the blocks before the last."""
-    if LOW < 128:
-        return one, tl.dot(x, seconds(LOW, x.dtype))
-    else:
-        return last_columns(x)
+    to_one, to_two = choice
+    two = tl.dot(x, to_two)
+    if LOW == 128:
+        f = tl.arange(0, LAST)[None, :]
+        one = tl.where(f == D // 2, 1.0, tl.dot(x, to_one))
+        two = tl.where((f == D // 2) | (f >= D), 1.0, two)
+    return one, two
 
 
 @triton.jit
-def last_columns(x):
-    f = tl.arange(0, LAST)[None, :]
-    one = tl.where(f == D // 2, 1.0, tl.dot(x, firsts(LAST, x.dtype)))
-    return one, tl.where((f == D // 2) | (f >= D), 1.0, tl.dot(x, last_seconds(x.dtype)))
-
-
-@triton.jit
-def back(change, one, two, acc, LOW: tl.constexpr, dtype: tl.constexpr):
-    """acc (C, D), the gradient of rows x, with what comes by that of their features LOW ...: the product rule."""
-    if LOW < 128:
-        to_one, to_two = firsts(BF, dtype), seconds(LOW, dtype)
-    else:
-        to_one = firsts(LAST, dtype) * (tl.arange(0, LAST)[None, :] != D // 2).to(dtype)
-        to_two = last_seconds(dtype)
+def back(change, one, two, acc, choice):
+    """acc (C, D), the gradient of rows x, with what comes by that of a block of their features: the product rule."""
+    to_one, to_two = choice
     acc = add_product(change * two, tl.trans(to_one), acc)
     return add_product(change * one, tl.trans(to_two), acc)
 
@@ -140,7 +141,7 @@ def extend(x, values, one, state, low):
 @triton.jit
 def extend_last(x, values, state, scale, weight, WEIGHTED: tl.constexpr):
     """The last block; it is turned, (BN, LAST), so that it has the rows that matrix units want."""
-    one, two = last_columns(tl.trans(x))
+    one, two = columns(tl.trans(x), 1.0, lasts(x.dtype), 128)
     f = tl.arange(0, LAST)[None, :]
     phi = one * two * tl.where(f == D // 2, 1.0, tl.where(f < D, scale * scale, scale))
     if WEIGHTED:

@@ -1,16 +1,13 @@
-"""Taylor attention's gradients in half precision, d up to 16, dv up to 128: spans of tokens and the states they find.
+"""Taylor attention in half precision, d up to 16, dv up to 128: spans of tokens and the states they find.
 
 With g = dy / (eps + sum of weights), S = sum phi(k)^T v over the tokens before and R = sum phi(q)^T g over those after:
 
-    gradient of phi(q) = g S^T        gradient of phi(k) = v R^T        dv = phi(k) R
+    y = phi(q) S / (eps + sum of weights)        gradient of phi(q) = g S^T
+    dv = phi(k) R                                gradient of phi(k) = v R^T
 
-First the states that spans find, rounded to the type of the data, by programs that walk over a head's tokens with a
-block of features each. Then programs of C rows, all at once: within their span they meet pairs of tokens, beyond it the
-state; dq and dk follow from the gradient of features by the product rule. States that stayed in the registers of one
-kernel, as forward, would leave room for one program beside another alone, and this has much to wait for.
-
-The sum of the weights before a token is a quadratic form of q, so are its gradients: of the sums of k k^T and of k,
-from the end of those of q q^T and of q times the gradient of their sum.
+First the states that spans find (`states.py`), then programs of C rows, all at once: within their span they meet pairs
+of tokens, beyond it the state; dq and dk follow from the gradient of features by the product rule. States that stay in
+registers (`chunks.py`) are never written, but leave room for few programs side by side, and each has much to wait for.
 """
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 # pyright: reportIndexIssue=false
@@ -21,128 +18,14 @@ import triton.language as tl
 
 from kernels.linear_attention.sums import strides
 from kernels.taylor_attention import chunks
-from kernels.taylor_attention.features import (
-    BF,
-    FEATURES,
-    LAST,
-    D,
-    add_product,
-    add_read,
-    back,
-    columns,
-    extend,
-    extend_last,
-    firsts,
-    place,
-    power,
-    rounded,
-    weighted_firsts,
-)  # fmt: skip
+from kernels.taylor_attention.features import FEATURES, D, add_product, add_read, back, columns, rounded
+from kernels.taylor_attention.states import TILE, found, loaded_choices, states_kernel
 from kernels.tiles import bucket, load_rows, store_rows
-
-TILE = tl.constexpr(64)  # columns of a state that a program makes
-
-
-@triton.jit
-def scan(
-    z, w, inverse, states, sizes, scale, T, d, N, z_t, w_t, head, part, tile,
-    REVERSE: tl.constexpr, NORMALIZE: tl.constexpr, LAST_PART: tl.constexpr,
-    SPAN: tl.constexpr, C: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """A block of the states of a head, a tile of values: part 0, 1, or with LAST_PART 2."""
-    WEIGHTED: tl.constexpr = REVERSE and NORMALIZE
-    F: tl.constexpr = LAST if LAST_PART else BF
-    i, n = tl.arange(0, C), tile * BN + tl.arange(0, BN)
-    state = tl.zeros((BN, LAST) if LAST_PART else (BF, BN), tl.float32)
-    spans = tl.cdiv(T, SPAN)
-    for step in range(0, spans):
-        span = spans - 1 - step if REVERSE else step
-        row = head * spans + span
-        matrix, size = rounded(tl.trans(state) if LAST_PART else state, states.dtype.element_ty)
-        tl.store(place(states, row, n, N, part * 64, F), matrix, mask=(n < N)[None, :])
-        if states.dtype.element_ty == tl.float16:
-            tl.store(sizes + (row.to(tl.int64) * 3 + part) * tl.cdiv(N, BN) + tile, size)
-        for chunk in tl.static_range(0, SPAN, C):
-            t = span * SPAN + chunk + i
-            x = tl.trans(load_rows(z, t, T, z_t, d, D))
-            values = load_rows(w + tile * BN, t, T, w_t, N - tile * BN, BN)
-            weight = 1.0
-            if WEIGHTED:
-                weight = tl.load(inverse + t, mask=t < T, other=0.0)
-            if LAST_PART:
-                state = extend_last(x, values, state, scale, weight, WEIGHTED)
-            else:
-                one = weighted_firsts(x, scale, weight, WEIGHTED)
-                state = extend(x, values, one, state, part * 64)
-
-
-@triton.jit
-def scan_forms(z, inverse, delta, forms, T, d, z_t, head, REVERSE: tl.constexpr, SPAN: tl.constexpr, C: tl.constexpr):
-    """The sums of x x^T (D, D) and of x (D) that the spans of a head find; reversed, x by its sum's gradient."""
-    i, e = tl.arange(0, C), tl.arange(0, D)
-    squares, singles = tl.zeros((D, D), tl.float32), tl.zeros((D,), tl.float32)
-    spans = tl.cdiv(T, SPAN)
-    for step in range(0, spans):
-        span = spans - 1 - step if REVERSE else step
-        form = forms + (head * spans + span).to(tl.int64) * (D * D + D)
-        tl.store(form + e[:, None] * D + e[None, :], squares)
-        tl.store(form + D * D + e, singles)
-        for chunk in tl.static_range(0, SPAN, C):
-            t = span * SPAN + chunk + i
-            x = load_rows(z, t, T, z_t, d, D)
-            wide = tl.trans(x).to(tl.float32)
-            if REVERSE:
-                slope = tl.load(inverse + t, mask=t < T, other=0.0) * tl.load(delta + t, mask=t < T, other=0.0)
-                wide *= slope[None, :]
-            squares = add_product(wide, x, squares)
-            singles += tl.sum(wide, 1)
-
-
-@triton.jit
-def states_kernel(
-    z, w, inverse, delta, states, sizes, forms, scale, H, T, d, N, z_b, z_h, z_t, w_b, w_h, w_t,
-    REVERSE: tl.constexpr, NORMALIZE: tl.constexpr, SPAN: tl.constexpr, C: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """What the spans find: sums over the tokens before, z = k, w = v; reversed over those after, z = q, w = dy.
-
-    states (B H, spans, 160, dv), in fp16 times sizes (B H, spans, 3, tiles); forms (B H, spans, 17, 16).
-    """
-    tiles = tl.cdiv(N, BN)  # those of a head, which read the same, start one after the other
-    tile, part = tl.program_id(0) % tiles, tl.program_id(0) // tiles % (3 + NORMALIZE)
-    head = tl.program_id(0) // tiles // (3 + NORMALIZE)
-    z += (head // H).to(tl.int64) * z_b + head % H * z_h
-    w += (head // H).to(tl.int64) * w_b + head % H * w_h
-    inverse += head.to(tl.int64) * T
-    delta += head.to(tl.int64) * T
-    if part < 2:
-        scan(z, w, inverse, states, sizes, scale, T, d, N, z_t, w_t, head, part, tile,
-             REVERSE, NORMALIZE, False, SPAN, C, BN)  # fmt: skip
-    elif part == 2:
-        scan(z, w, inverse, states, sizes, scale, T, d, N, z_t, w_t, head, part, tile,
-             REVERSE, NORMALIZE, True, SPAN, C, BN)  # fmt: skip
-    elif tile == 0:
-        scan_forms(z, inverse, delta, forms, T, d, z_t, head, REVERSE, SPAN, C)
-
-
-@triton.jit
-def found(states, sizes, row, tile, n, N, LOW: tl.constexpr):
-    """A block of a span's state, columns n from tile on, as `rounded` gives it."""
-    F: tl.constexpr = LAST if LOW == 128 else BF
-    matrix = tl.load(place(states, row, n, N, LOW, F), mask=(n < N)[None, :], other=0.0)
-    if matrix.dtype == tl.float16:
-        sizes += (row.to(tl.int64) * 3 + LOW // 64) * tl.cdiv(N, TILE)
-        if n.shape[0] <= TILE:
-            return matrix, tl.load(sizes + tile // TILE)
-        else:
-            down, up = power(tl.maximum(tl.load(sizes), tl.load(sizes + 1)))
-            return (matrix * (tl.load(sizes + n // TILE) * down)[None, :]).to(tl.float16), up
-    else:
-        return matrix, 1.0
 
 
 @triton.jit
 def rows_kernel(
-    x, u, z, w, dx, du, inverse, delta, states, sizes, forms, scale, eps,
+    x, u, z, w, dx, du, inverse, delta, states, sizes, forms, matrices, scale, eps,
     H, T, d, N, x_b, x_h, x_t, u_b, u_h, u_t, z_b, z_h, z_t, w_b, w_h, w_t, dx_b, dx_h, dx_t, du_b, du_h, du_t,
     ROLE: tl.constexpr, NORMALIZE: tl.constexpr, SPAN: tl.constexpr, C: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -170,6 +53,7 @@ def rows_kernel(
     own = load_rows(x, i, T, x_t, d, D)
     rows = load_rows(u, i, T, u_t, live, BN) if DX else own
     row = head * tl.cdiv(T, SPAN) + low // SPAN
+    c0, c1, c2 = loaded_choices(matrices, 0), loaded_choices(matrices, 64), loaded_choices(matrices, 128)
     s0, s1 = found(states, sizes, row, tile, n, N, 0), found(states, sizes, row, tile, n, N, 64)
     s2 = found(states, sizes, row, tile, n, N, 128)
     if BN <= 64:
@@ -189,10 +73,10 @@ def rows_kernel(
         if ROLE == "dq":
             slope = tl.load(delta + i, mask=i < T, other=0.0)
             dx_acc *= slope[:, None]
-    first = tl.dot(own, firsts(BF, own.dtype))
-    dx_acc, du_acc = through(own, rows, first, dx_acc, du_acc, s0, 0, DX, DU)
-    dx_acc, du_acc = through(own, rows, first, dx_acc, du_acc, s1, 64, DX, DU)
-    dx_acc, du_acc = through(own, rows, first, dx_acc, du_acc, s2, 128, DX, DU)
+    first = tl.dot(own, c0[0])
+    dx_acc, du_acc = through(own, rows, first, dx_acc, du_acc, s0, c0, 0, DX, DU)
+    dx_acc, du_acc = through(own, rows, first, dx_acc, du_acc, s1, c1, 64, DX, DU)
+    dx_acc, du_acc = through(own, rows, first, dx_acc, du_acc, s2, c2, 128, DX, DU)
     if BN > 64:  # more at once would leave shared memory for two programs alone
         across, values = load_rows(z, i, T, z_t, d, D), load_rows(w, i, T, w_t, live, BN)
     dx_acc, du_acc, total = meet(
@@ -245,14 +129,14 @@ def meet(
 
 
 @triton.jit
-def through(x, u, first, dx, du, state, LOW: tl.constexpr, DX: tl.constexpr, DU: tl.constexpr):
+def through(x, u, first, dx, du, state, choice, LOW: tl.constexpr, DX: tl.constexpr, DU: tl.constexpr):
     """du (C, BN) with what rows x find in a block of the state, dx (C, D) with what they have from u through it."""
     matrix, size = state
-    one, two = columns(x, first, LOW)
+    one, two = columns(x, first, choice, LOW)
     if DU:
         du = add_read(one * two, state, du)
     if DX:
-        dx = back(tl.dot(u, tl.trans(matrix)) * size, one, two, dx, LOW, x.dtype)
+        dx = back(tl.dot(u, tl.trans(matrix)) * size, one, two, dx, choice)
     return dx, du
 
 
@@ -296,7 +180,7 @@ def backward(q, k, v, inverse, delta, dy, normalize: bool) -> tuple[torch.Tensor
 
 
 class Found:
-    """What the spans find, and the launches that make and read it."""
+    """What spans find, of the one direction or of the other, and the launches that make and read it."""
 
     def __init__(self, q: torch.Tensor, v: torch.Tensor, normalize: bool):
         self.heads, self.length, self.width = q.shape[0] * q.shape[1], q.shape[2], v.shape[3]
@@ -309,6 +193,7 @@ class Found:
             q.new_empty(self.heads, spans, FEATURES.value, self.width),
             q.new_empty((self.heads, spans, 3, self.tiles) if half else 0, dtype=torch.float32),
             q.new_empty((self.heads, spans, D.value + 1, D.value) if normalize else 0, dtype=torch.float32),
+            q.new_empty(D.value, 256),
         )
 
     def make(self, z, w, inverse, delta, reverse: bool) -> None:
@@ -322,6 +207,6 @@ class Found:
         block = blocks(self.width, role, self.dtype)
         programs = (self.heads * triton.cdiv(self.length, block["C"]), triton.cdiv(self.width, block["BN"]))
         rows_kernel[programs](
-            x, u, z, w, dx, du, inverse, delta, *self.tensors, self.scale, eps, *self.sizes, *strides(x, u, z, w, dx, du),
-            ROLE=role, **self.options, **block,
+            x, u, z, w, dx, du, inverse, delta, *self.tensors, self.scale, eps, *self.sizes,
+            *strides(x, u, z, w, dx, du), ROLE=role, **self.options, **block,
         )  # fmt: skip

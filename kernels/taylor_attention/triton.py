@@ -1,5 +1,5 @@
-"""Taylor attention in Triton, no feature in memory: the operator. Its kernels: `sums.py`, and in half precision
-`chunks.py` forward and `spans.py` backward.
+"""Taylor attention in Triton, no feature in memory: the operator. Its kernels: `spans.py` in half precision, for
+shapes that it does not take `chunks.py` forward and `sums.py`.
 
 With x = q.k / sqrt(d), w = 1 + x + x^2 / 2 and g = dy / (eps + sum of weights):
 

@@ -60,6 +60,7 @@ def test_chunks_equal_the_sum(half, monkeypatch, length, d, width, normalize, sp
     chunks = importlib.import_module("kernels.taylor_attention.chunks")
     monkeypatch.setattr(chunks, "LEAST", 0)
     monkeypatch.setattr(chunks, "spans", lambda q, *_: (-(-q.shape[2] // span), span))
+    monkeypatch.setattr(importlib.import_module("kernels.taylor_attention.spans"), "fits", lambda *_: False)
     tensors = inputs(1, 2, length, d, width)
     verify(taylor_attention, oracle, tensors, gradients=False, normalize=normalize, **half)
 
@@ -74,7 +75,7 @@ def test_chunks_equal_the_sum(half, monkeypatch, length, d, width, normalize, sp
         (70, 8, 24, True, ("dk", "dv")),
     ],
 )
-def test_gradients_by_spans_equal_the_sum(half, monkeypatch, length, d, width, normalize, roles):
+def test_spans_equal_the_sum(half, monkeypatch, length, d, width, normalize, roles):
     """Spans of 128 tokens; the keys' gradients in one launch, or in two."""
     monkeypatch.setattr(importlib.import_module("kernels.taylor_attention.chunks"), "LEAST", 0)
     monkeypatch.setattr(importlib.import_module("kernels.taylor_attention.spans"), "roles", lambda *_: roles)
@@ -82,7 +83,7 @@ def test_gradients_by_spans_equal_the_sum(half, monkeypatch, length, d, width, n
 
 
 @pytest.mark.parametrize("length, width, kernels", [(70, 16, "spans"), (70, 136, "sums"), (64, 16, "sums")])
-def test_gradients_where_the_rules_say(half, monkeypatch, length, width, kernels):
+def test_the_kernels_that_the_rules_name(half, monkeypatch, length, width, kernels):
     module = importlib.import_module(f"kernels.taylor_attention.{kernels}")
     monkeypatch.setattr(importlib.import_module("kernels.taylor_attention.chunks"), "LEAST", 64)
     calls, backward = [], module.backward
@@ -153,10 +154,13 @@ def test_steps_equal_the_sequence():
 
 @pytest.mark.parametrize("size", [1e-2, 24.0])
 def test_half_precision_reaches_beyond_its_range(size, monkeypatch):
-    """Scores of 1e-4, and of some 2000, whose polynomial fp16 does not hold; by pairs, and by chunks."""
-    for least in (512, 0):
-        monkeypatch.setattr(importlib.import_module("kernels.taylor_attention.chunks"), "LEAST", least)
-        verify(taylor_attention, oracle, inputs(1, 1, 70, 16, 16, size), dtype=torch.float16, gradients=size < 1)
+    """Scores of 1e-4, and of some 2000, whose polynomial fp16 does not hold; by pairs, by spans and by chunks."""
+    for kernels in ("pairs", "spans", "chunks"):
+        if kernels == "spans":
+            monkeypatch.setattr(importlib.import_module("kernels.taylor_attention.chunks"), "LEAST", 0)
+        if kernels == "chunks":
+            monkeypatch.setattr(importlib.import_module("kernels.taylor_attention.spans"), "fits", lambda *_: False)
+        verify(taylor_attention, oracle, inputs(1, 1, 150, 16, 16, size), dtype=torch.float16, gradients=size < 1)
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
