@@ -26,7 +26,7 @@ from kernels.tiles import bucket, load_rows, store_rows
 @triton.jit
 def rows_kernel(
     x, u, z, w, dx, du, inverse, delta, states, sizes, forms, matrices, scale, eps,
-    H, T, d, N, x_b, x_h, x_t, u_b, u_h, u_t, z_b, z_h, z_t, w_b, w_h, w_t, dx_b, dx_h, dx_t, du_b, du_h, du_t,
+    H, T, d, N, W, x_b, x_h, x_t, u_b, u_h, u_t, z_b, z_h, z_t, w_b, w_h, w_t, dx_b, dx_h, dx_t, du_b, du_h, du_t,
     ROLE: tl.constexpr, NORMALIZE: tl.constexpr, SPAN: tl.constexpr, C: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """ROLE "dq": dx of C queries, rows x = q, u = dy, columns z = k, w = v up to them. "y": du, that is y, of them.
@@ -54,8 +54,8 @@ def rows_kernel(
     rows = load_rows(u, i, T, u_t, live, BN) if DX else own
     row = head * tl.cdiv(T, SPAN) + low // SPAN
     c0, c1, c2 = loaded_choices(matrices, 0), loaded_choices(matrices, 64), loaded_choices(matrices, 128)
-    s0, s1 = found(states, sizes, row, tile, n, N, 0), found(states, sizes, row, tile, n, N, 64)
-    s2 = found(states, sizes, row, tile, n, N, 128)
+    s0, s1 = found(states, sizes, row, tile, n, W, 0), found(states, sizes, row, tile, n, W, 64)
+    s2 = found(states, sizes, row, tile, n, W, 128)
     if BN <= 64:
         across, values = load_rows(z, i, T, z_t, d, D), load_rows(w, i, T, w_t, live, BN)
 
@@ -184,13 +184,14 @@ class Found:
 
     def __init__(self, q: torch.Tensor, v: torch.Tensor, normalize: bool):
         self.heads, self.length, self.width = q.shape[0] * q.shape[1], q.shape[2], v.shape[3]
-        self.sizes = (q.shape[1], q.shape[2], q.shape[3], v.shape[3])
+        wide = triton.cdiv(self.width, 16) * 16
+        self.sizes = (q.shape[1], q.shape[2], q.shape[3], self.width, wide)
         self.scale, self.dtype = q.shape[3] ** -0.5, q.dtype
         self.options = {"NORMALIZE": normalize, "SPAN": SPAN}
         spans, self.tiles = triton.cdiv(self.length, SPAN), triton.cdiv(self.width, TILE.value)
         half = q.dtype == torch.float16
         self.tensors = (
-            q.new_empty(self.heads, spans, FEATURES.value, self.width),
+            q.new_empty(self.heads, spans, FEATURES.value, wide),
             q.new_empty((self.heads, spans, 3, self.tiles) if half else 0, dtype=torch.float32),
             q.new_empty((self.heads, spans, D.value + 1, D.value) if normalize else 0, dtype=torch.float32),
             q.new_empty(D.value, 256),

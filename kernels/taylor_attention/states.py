@@ -31,7 +31,7 @@ TILE = tl.constexpr(64)  # columns of a state that a program makes
 
 @triton.jit
 def scan(
-    z, w, inverse, states, sizes, scale, T, d, N, z_t, w_t, head, part, tile,
+    z, w, inverse, states, sizes, scale, T, d, N, W, z_t, w_t, head, part, tile,
     REVERSE: tl.constexpr, NORMALIZE: tl.constexpr, LAST_PART: tl.constexpr,
     SPAN: tl.constexpr, C: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -45,7 +45,7 @@ def scan(
         span = spans - 1 - step if REVERSE else step
         row = head * spans + span
         matrix, size = rounded(tl.trans(state) if LAST_PART else state, states.dtype.element_ty)
-        tl.store(place(states, row, n, N, part * 64, F), matrix, mask=(n < N)[None, :])
+        tl.store(place(states, row, n, W, part * 64, F), matrix, mask=(n < W)[None, :])
         if states.dtype.element_ty == tl.float16:
             tl.store(sizes + (row.to(tl.int64) * 3 + part) * tl.cdiv(N, BN) + tile, size)
         for chunk in tl.static_range(0, SPAN, C):
@@ -106,12 +106,13 @@ def loaded_choices(matrices, LOW: tl.constexpr):
 
 @triton.jit
 def states_kernel(
-    z, w, inverse, delta, states, sizes, forms, matrices, scale, H, T, d, N, z_b, z_h, z_t, w_b, w_h, w_t,
+    z, w, inverse, delta, states, sizes, forms, matrices, scale, H, T, d, N, W, z_b, z_h, z_t, w_b, w_h, w_t,
     REVERSE: tl.constexpr, NORMALIZE: tl.constexpr, SPAN: tl.constexpr, C: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """What the spans find: sums over the tokens before, z = k, w = v; reversed over those after, z = q, w = dy.
 
-    states (B H, spans, 160, dv), in fp16 times sizes (B H, spans, 3, tiles); forms (B H, spans, 17, 16).
+    states (B H, spans, 160, W), in fp16 times sizes (B H, spans, 3, tiles); forms (B H, spans, 17, 16). W: dv, rounded
+    up so that rows of the states lie at multiples of 16 whatever dv is.
     """
     tiles = tl.cdiv(N, BN)  # those of a head, which read the same, start one after the other
     tile, part = tl.program_id(0) % tiles, tl.program_id(0) // tiles % (3 + NORMALIZE)
@@ -125,22 +126,22 @@ def states_kernel(
     inverse += head.to(tl.int64) * T
     delta += head.to(tl.int64) * T
     if part < 2:
-        scan(z, w, inverse, states, sizes, scale, T, d, N, z_t, w_t, head, part, tile,
+        scan(z, w, inverse, states, sizes, scale, T, d, N, W, z_t, w_t, head, part, tile,
              REVERSE, NORMALIZE, False, SPAN, C, BN)  # fmt: skip
     elif part == 2:
-        scan(z, w, inverse, states, sizes, scale, T, d, N, z_t, w_t, head, part, tile,
+        scan(z, w, inverse, states, sizes, scale, T, d, N, W, z_t, w_t, head, part, tile,
              REVERSE, NORMALIZE, True, SPAN, C, BN)  # fmt: skip
     elif tile == 0:
         scan_forms(z, inverse, delta, forms, T, d, z_t, head, REVERSE, SPAN, C)
 
 
 @triton.jit
-def found(states, sizes, row, tile, n, N, LOW: tl.constexpr):
+def found(states, sizes, row, tile, n, W, LOW: tl.constexpr):
     """A block of a span's state, columns n from tile on, as `rounded` gives it."""
     F: tl.constexpr = LAST if LOW == 128 else BF
-    matrix = tl.load(place(states, row, n, N, LOW, F), mask=(n < N)[None, :], other=0.0)
+    matrix = tl.load(place(states, row, n, W, LOW, F), mask=(n < W)[None, :], other=0.0)
     if matrix.dtype == tl.float16:
-        sizes += (row.to(tl.int64) * 3 + LOW // 64) * tl.cdiv(N, TILE)
+        sizes += (row.to(tl.int64) * 3 + LOW // 64) * tl.cdiv(W, TILE)
         if n.shape[0] <= TILE:
             return matrix, tl.load(sizes + tile // TILE)
         else:
