@@ -1,4 +1,5 @@
-"""Taylor attention in Triton, no feature in memory: the operator. Its kernels: `sums.py` and, forward, `chunks.py`.
+"""Taylor attention in Triton, no feature in memory: the operator. Its kernels: `spans.py` in half precision, for
+shapes that it does not take `chunks.py` forward and `sums.py`.
 
 With x = q.k / sqrt(d), w = 1 + x + x^2 / 2 and g = dy / (eps + sum of weights):
 
@@ -11,7 +12,7 @@ import torch
 
 from kernels.linear_attention.sums import sum_gradient
 from kernels.linear_attention.triton import unit_stride
-from kernels.taylor_attention import chunks, sums
+from kernels.taylor_attention import chunks, spans, sums
 from kernels.tiles import operator
 
 
@@ -21,7 +22,7 @@ def attend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y, and where normalised 1 / (eps + the sum of weights) in fp32, else empty."""
     y, inverse = outputs(q, k, v, normalize, eps)
-    (chunks if chunks.fits(q) else sums).forward(q, k, v, y, inverse, normalize, eps)
+    (spans if spans.fits(q, v) else chunks if chunks.fits(q) else sums).forward(q, k, v, y, inverse, normalize, eps)
     return y, inverse
 
 
@@ -36,7 +37,7 @@ def gradients(
     normalize: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     delta = sum_gradient(dy, y, normalize)
-    return sums.backward(q, k, v, inverse, delta, dy, normalize)
+    return (spans if spans.fits(q, v) else sums).backward(q, k, v, inverse, delta, dy, normalize)
 
 
 @gradients.register_fake

@@ -55,12 +55,51 @@ def test_states_equal_the_sum(where, monkeypatch, length, d, width, normalize):
 
 @pytest.mark.parametrize("span", [64, 192])
 @pytest.mark.parametrize("length, d, width, normalize", [(150, 16, 72, True), (100, 5, 16, False)])
-def test_chunks_equal_the_sum(where, monkeypatch, length, d, width, normalize, span):
-    """In half precision: a program for each span, or for the whole sequence."""
+def test_chunks_equal_the_sum(half, monkeypatch, length, d, width, normalize, span):
+    """A program for each span, or for the whole sequence."""
     chunks = importlib.import_module("kernels.taylor_attention.chunks")
     monkeypatch.setattr(chunks, "LEAST", 0)
     monkeypatch.setattr(chunks, "spans", lambda q, *_: (-(-q.shape[2] // span), span))
-    verify(taylor_attention, oracle, inputs(1, 2, length, d, width), normalize=normalize, **where)
+    monkeypatch.setattr(importlib.import_module("kernels.taylor_attention.spans"), "fits", lambda *_: False)
+    tensors = inputs(1, 2, length, d, width)
+    verify(taylor_attention, oracle, tensors, gradients=False, normalize=normalize, **half)
+
+
+@pytest.mark.parametrize(
+    "length, d, width, normalize, roles",
+    [
+        (150, 16, 64, True, ("both",)),
+        (150, 16, 100, True, ("dk", "dv")),
+        (260, 16, 16, False, ("both",)),
+        (129, 8, 100, False, ("both",)),
+        (70, 8, 24, True, ("dk", "dv")),
+    ],
+)
+def test_spans_equal_the_sum(half, monkeypatch, length, d, width, normalize, roles):
+    """Spans of 128 tokens; the keys' gradients in one launch, or in two."""
+    monkeypatch.setattr(importlib.import_module("kernels.taylor_attention.chunks"), "LEAST", 0)
+    monkeypatch.setattr(importlib.import_module("kernels.taylor_attention.spans"), "roles", lambda *_: roles)
+    verify(taylor_attention, oracle, inputs(1, 1, length, d, width), normalize=normalize, **half)
+
+
+@pytest.mark.parametrize("length, width, kernels", [(70, 16, "spans"), (70, 136, "sums"), (64, 16, "sums")])
+def test_the_kernels_that_the_rules_name(half, monkeypatch, length, width, kernels):
+    module = importlib.import_module(f"kernels.taylor_attention.{kernels}")
+    monkeypatch.setattr(importlib.import_module("kernels.taylor_attention.chunks"), "LEAST", 64)
+    calls, backward = [], module.backward
+    monkeypatch.setattr(module, "backward", lambda *given: calls.append(1) or backward(*given))
+    verify(taylor_attention, oracle, inputs(1, 1, length, 8, width), **half)
+    assert calls
+
+
+def test_long_sequences_in_any_layout(half):
+    """Tokens before heads in memory; more of them than meet as pairs by the rules."""
+
+    def turned(function):
+        return lambda q, k, v, **options: function(*(t.transpose(1, 2) for t in (q, k, v)), **options).transpose(1, 2)
+
+    tensors = {name: t.transpose(1, 2).contiguous() for name, t in inputs(1, 2, 530, 8, 16).items()}
+    verify(turned(taylor_attention), turned(oracle), tensors, **half)
 
 
 @pytest.mark.parametrize(GIVEN, [*CASES, (1, 1, 400, 4, 5, True)])
@@ -115,10 +154,13 @@ def test_steps_equal_the_sequence():
 
 @pytest.mark.parametrize("size", [1e-2, 24.0])
 def test_half_precision_reaches_beyond_its_range(size, monkeypatch):
-    """Scores of 1e-4, and of some 2000, whose polynomial fp16 does not hold; by pairs, and by chunks."""
-    for least in (512, 0):
-        monkeypatch.setattr(importlib.import_module("kernels.taylor_attention.chunks"), "LEAST", least)
-        verify(taylor_attention, oracle, inputs(1, 1, 70, 16, 16, size), dtype=torch.float16, gradients=size < 1)
+    """Scores of 1e-4, and of some 2000, whose polynomial fp16 does not hold; by pairs, by spans and by chunks."""
+    for kernels in ("pairs", "spans", "chunks"):
+        if kernels == "spans":
+            monkeypatch.setattr(importlib.import_module("kernels.taylor_attention.chunks"), "LEAST", 0)
+        if kernels == "chunks":
+            monkeypatch.setattr(importlib.import_module("kernels.taylor_attention.spans"), "fits", lambda *_: False)
+        verify(taylor_attention, oracle, inputs(1, 1, 150, 16, 16, size), dtype=torch.float16, gradients=size < 1)
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
