@@ -1,10 +1,15 @@
 """Taylor attention forward in half precision, d up to 16: a program walks over the tokens of a head in chunks.
 
-Tokens of a chunk meet as pairs; those before it through a state, 160 features by a tile of values, that stays within
+Tokens of a chunk meet as pairs; those before it through a state, 192 features by a tile of values, that stays within
 the program: every tensor is read once and written once. Where there are fewer heads than the GPU has room for, the
 sequence is cut into spans: a first pass writes what each adds, and a program starts from the sum of those before it.
 The sums of the weights, quadratic forms of the queries, come from a kernel of their own: in one with the outputs,
-registers run short, and ptxas 12.8 makes code that reads outside its shared memory. The features: `features.py`.
+registers run short, and ptxas 12.8 makes code that reads outside its shared memory.
+
+A feature is a product of two columns. Products with 0-1 matrices choose the columns, exactly, and leave them in the
+registers where matrix units want a left operand: no feature passes through any memory. Features are formed in fp32 and
+rounded to the type of the data, as the weights of pairs are; states add up in fp32 and are rounded where they are read.
+fp16's range is narrow: there, rows of a left operand, and a state as a whole, are first scaled by their largest.
 """
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 # pyright: reportIndexIssue=false
@@ -13,28 +18,81 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.linear_attention.sums import strides
-from kernels.taylor_attention.features import (
-    BF,
-    FEATURES,
-    LAST,
-    D,
-    add_product,
-    add_read,
-    choices,
-    columns,
-    extend,
-    extend_last,
-    first_state,
-    firsts,
-    rounded,
-    store_state,
-    weighted_firsts,
-)  # fmt: skip
+from kernels.linear_attention.sums import scaled_product, strides
+from kernels.taylor_attention.sums import pairs
 from kernels.tiles import bucket
 
+D = tl.constexpr(16)  # columns of queries and keys, zeros beyond their own
+FEATURES = tl.constexpr(192)  # (D + 1)(D + 2) / 2 = 153, in blocks of
+BF = tl.constexpr(64)
 PROGRAMS = 264  # two for each SM of an H100: with fewer, sequences are cut
 LEAST = 512  # tokens: up to them pairs alone are as fast
+
+
+@triton.jit
+def add_product(p, values, acc):
+    """acc + p @ values, p rounded."""
+    if values.dtype == tl.float16:
+        return acc + scaled_product(p, values, "ieee")
+    else:
+        return tl.dot(p.to(values.dtype), values, acc)
+
+
+@triton.jit
+def add_read(p, state, acc, dtype: tl.constexpr):
+    """acc + p @ state, both rounded."""
+    if dtype == tl.float16:
+        largest = tl.max(tl.abs(state))
+        largest = tl.where(largest > 0, largest, 1.0)
+        return acc + scaled_product(p, (state / largest).to(dtype), "ieee") * largest
+    else:
+        return tl.dot(p.to(dtype), state.to(dtype), acc)
+
+
+@triton.jit
+def chosen(x, column, EDGE: tl.constexpr):
+    """x[:, column], 1 where column is -1, fp32: x (C, D), column (BF,). EDGE: there are such columns."""
+    e = tl.arange(0, D)[:, None]
+    one = tl.dot(x, (e == column[None, :]).to(x.dtype))
+    if EDGE:  # added by a product too: as terms they would stay in registers
+        one = tl.dot(tl.full(x.shape, 1.0, x.dtype), ((e == 0) & (column < 0)[None, :]).to(x.dtype), one)
+    return one
+
+
+@triton.jit
+def read(x, state, acc, LOW: tl.constexpr, scale, dtype: tl.constexpr):
+    """acc (C, BN) with what features LOW ... of rows x (C, D), but for their factor, find in the state."""
+    first, second, _ = pairs(tl.arange(0, BF) + LOW, D, scale)
+    return add_read(chosen(x, first, LOW == 128) * chosen(x, second, LOW == 128), state, acc, dtype)
+
+
+@triton.jit
+def extend(x, values, state, LOW: tl.constexpr, scale):
+    """The state with tokens x (D, C), values (C, BN): features LOW ..., their factor twice, as `read` has none."""
+    first, second, factor = pairs(tl.arange(0, BF) + LOW, D, scale)
+    e = tl.arange(0, D)[None, :]
+    one = tl.dot((first[:, None] == e).to(x.dtype), x)
+    two = tl.dot((second[:, None] == e).to(x.dtype), x)
+    if LOW == 128:
+        one += tl.where(first < 0, 1.0, 0.0)[:, None]
+        two += tl.where(second < 0, 1.0, 0.0)[:, None]
+    return add_product(one * two * (factor * factor)[:, None], values, state)
+
+
+@triton.jit
+def first_state(states, begin, end, n, N, LOW: tl.constexpr, BN: tl.constexpr):
+    """The sum of what spans begin ... end - 1 add to a block of the state; begin counts all heads' spans before."""
+    state = tl.zeros((BF, BN), tl.float32)
+    for span in range(begin, end):
+        f = tl.arange(0, BF) + LOW + span * FEATURES
+        state += tl.load(states + f.to(tl.int64)[:, None] * N + n[None, :], mask=(n < N)[None, :], other=0.0)
+    return state
+
+
+@triton.jit
+def store_state(states, state, row, n, N, LOW: tl.constexpr):
+    f = tl.arange(0, BF) + LOW + row * FEATURES
+    tl.store(states + f.to(tl.int64)[:, None] * N + n[None, :], state, mask=(n < N)[None, :])
 
 
 @triton.jit
@@ -59,9 +117,7 @@ def weights_kernel(
         x = tl.dot(own, keys) * scale  # (C, C)
         total = tl.sum(tl.where(i[:, None] >= i[None, :], 1 + x + 0.5 * x * x, 0.0), 1) + (eps + low)
         wide = own.to(tl.float32)
-        form = add_read(
-            wide, rounded(squares * (0.5 * scale), own.dtype), singles[None, :] + tl.zeros((C, D), tl.float32)
-        )
+        form = add_read(wide, squares * (0.5 * scale), tl.zeros((C, D), tl.float32), own.dtype) + singles[None, :]
         total += tl.sum(form * wide, 1) * scale
         tl.store(inverse + head.to(tl.int64) * T + t, 1 / total, mask=t < T)
         squares = add_product(keys.to(tl.float32), tl.trans(keys), squares)
@@ -77,16 +133,18 @@ def span_kernel(
     k += (head // H).to(tl.int64) * k_b + head % H * k_h
     v += (head // H).to(tl.int64) * v_b + head % H * v_h
     i, e, n = tl.arange(0, C), tl.arange(0, D), tl.program_id(2) * BN + tl.arange(0, BN)
-    s0, s1 = tl.zeros((BF, BN), tl.float32), tl.zeros((BF, BN), tl.float32)
-    s2 = tl.zeros((BN, LAST), tl.float32)
+    s0, s1, s2 = tl.zeros((BF, BN), tl.float32), tl.zeros((BF, BN), tl.float32), tl.zeros((BF, BN), tl.float32)
     for low in range(span * SPAN, tl.minimum((span + 1) * SPAN, T), C):
         t = low + i
         x = tl.load(k + t[None, :] * k_t + e[:, None], mask=(t < T)[None, :] & (e < d)[:, None], other=0.0)
         values = tl.load(v + t[:, None] * v_t + n[None, :], mask=(t < T)[:, None] & (n < N)[None, :], other=0.0)
-        one = weighted_firsts(x, scale, 1.0, False)
-        s0, s1 = extend(x, values, one, s0, 0), extend(x, values, one, s1, 64)
-        s2 = extend_last(x, values, s2, scale, 1.0, False)
-    store_state(states, s0, s1, s2, head * tl.num_programs(1) + span, n, N)
+        s0 = extend(x, values, s0, 0, scale)
+        s1 = extend(x, values, s1, 64, scale)
+        s2 = extend(x, values, s2, 128, scale)
+    row = head * tl.num_programs(1) + span
+    store_state(states, s0, row, n, N, 0)
+    store_state(states, s1, row, n, N, 64)
+    store_state(states, s2, row, n, N, 128)
 
 
 @triton.jit
@@ -104,11 +162,12 @@ def output_kernel(
     y += batch * y_b + place * y_h
     inverse += head.to(tl.int64) * T
     i, e, n = tl.arange(0, C), tl.arange(0, D), tl.program_id(2) * BN + tl.arange(0, BN)
-    s0, s1 = tl.zeros((BF, BN), tl.float32), tl.zeros((BF, BN), tl.float32)
-    s2 = tl.zeros((BN, LAST), tl.float32)
+    s0, s1, s2 = tl.zeros((BF, BN), tl.float32), tl.zeros((BF, BN), tl.float32), tl.zeros((BF, BN), tl.float32)
     if SPANS:
         begin = head * tl.num_programs(1)
-        s0, s1, s2 = first_state(states, begin, begin + span, n, N, BN)
+        s0 = first_state(states, begin, begin + span, n, N, 0, BN)
+        s1 = first_state(states, begin, begin + span, n, N, 64, BN)
+        s2 = first_state(states, begin, begin + span, n, N, 128, BN)
     chunks = tl.cdiv(tl.minimum((span + 1) * SPAN, T) - span * SPAN, C)
     for step in range(0, chunks):
         t = span * SPAN + step * C + i
@@ -117,22 +176,18 @@ def output_kernel(
         values = tl.load(v + t[:, None] * v_t + n[None, :], mask=(t < T)[:, None] & (n < N)[None, :], other=0.0)
         x = tl.dot(own, keys) * scale  # (C, C)
         w = tl.where(i[:, None] >= i[None, :], 1 + x + 0.5 * x * x, 0.0)
-        acc = add_product(w, values, tl.zeros((C, BN), tl.float32))
-        first = tl.dot(own, firsts(BF, own.dtype))
-        one, two = columns(own, first, choices(0, own.dtype), 0)
-        acc = add_read(one * two, rounded(s0, own.dtype), acc)
-        one, two = columns(own, first, choices(64, own.dtype), 64)
-        acc = add_read(one * two, rounded(s1, own.dtype), acc)
-        one, two = columns(own, first, choices(128, own.dtype), 128)
-        acc = add_read(one * two, rounded(tl.trans(s2), own.dtype), acc)
+        acc = scaled_product(w, values, "ieee")
+        acc = read(own, s0, acc, 0, scale, values.dtype)
+        acc = read(own, s1, acc, 64, scale, values.dtype)
+        acc = read(own, s2, acc, 128, scale, values.dtype)
         if NORMALIZE:
             acc *= tl.load(inverse + t, mask=t < T, other=0.0)[:, None]
         out = y + t[:, None] * y_t + n[None, :]
         tl.store(out, acc.to(y.dtype.element_ty), mask=(t < T)[:, None] & (n < N)[None, :])
         # tokens beyond T come in the last chunk alone, whose state nobody reads
-        one = weighted_firsts(keys, scale, 1.0, False)
-        s0, s1 = extend(keys, values, one, s0, 0), extend(keys, values, one, s1, 64)
-        s2 = extend_last(keys, values, s2, scale, 1.0, False)
+        s0 = extend(keys, values, s0, 0, scale)
+        s1 = extend(keys, values, s1, 64, scale)
+        s2 = extend(keys, values, s2, 128, scale)
 
 
 def fits(q: torch.Tensor) -> bool:
@@ -147,16 +202,11 @@ def spans(q: torch.Tensor, tiles: int, chunk: int) -> tuple[int, int]:
     return triton.cdiv(chunks, each), each * chunk
 
 
-def blocks(width: int, dtype: torch.dtype) -> dict[str, int]:
-    """Tokens, columns, warps and stages of a program; with more of any it spills."""
-    widest = 32 if dtype == torch.float16 else 64  # fp16 scales rows, of weights and of features
-    return {"C": 64, "BN": bucket(width, 16, widest), "num_warps": 4, "num_stages": 1}
-
-
 def forward(q, k, v, y, inverse, normalize: bool, eps: float) -> None:
     batch, heads, length, d = q.shape
     width = v.shape[3]
-    block = blocks(width, q.dtype)
+    widest = 32 if q.dtype == torch.float16 else 64  # fp16 scales rows, of weights and of features: wider, it spills
+    block = {"C": 64, "BN": bucket(width, 16, widest), "num_warps": 4, "num_stages": 1}  # with more, it spills
     tiles = triton.cdiv(width, block["BN"])
     count, span = spans(q, tiles, block["C"])
     sizes = (d**-0.5, heads, length, d)

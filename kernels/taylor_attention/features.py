@@ -154,24 +154,3 @@ def place(states, row, n, N, low, F: tl.constexpr):
     """Where features low ... of a span's state are, columns n."""
     f = tl.arange(0, F) + low
     return states + (f[:, None] + row * FEATURES).to(tl.int64) * N + n[None, :]
-
-
-@triton.jit
-def first_state(states, begin, end, n, N, BN: tl.constexpr):
-    """The sum of what spans begin ... end - 1 add to the state; begin counts all heads' spans before."""
-    s0, s1 = tl.zeros((BF, BN), tl.float32), tl.zeros((BF, BN), tl.float32)
-    s2 = tl.zeros((LAST, BN), tl.float32)
-    live = (n < N)[None, :]
-    for span in range(begin, end):
-        s0 += tl.load(place(states, span, n, N, 0, BF), mask=live, other=0.0)
-        s1 += tl.load(place(states, span, n, N, 64, BF), mask=live, other=0.0)
-        s2 += tl.load(place(states, span, n, N, 128, LAST), mask=live, other=0.0)
-    return s0, s1, tl.trans(s2)
-
-
-@triton.jit
-def store_state(states, s0, s1, s2, row, n, N):
-    live = (n < N)[None, :]
-    tl.store(place(states, row, n, N, 0, BF), s0, mask=live)
-    tl.store(place(states, row, n, N, 64, BF), s1, mask=live)
-    tl.store(place(states, row, n, N, 128, LAST), tl.trans(s2), mask=live)

@@ -1,13 +1,12 @@
-"""Taylor attention in half precision, d up to 16, dv up to 128: spans of tokens and the states they find.
+"""Gradients of Taylor attention in half precision, d up to 16, dv up to 128: spans of tokens, the states they find.
 
 With g = dy / (eps + sum of weights), S = sum phi(k)^T v over the tokens before and R = sum phi(q)^T g over those after:
 
-    y = phi(q) S / (eps + sum of weights)        gradient of phi(q) = g S^T
-    dv = phi(k) R                                gradient of phi(k) = v R^T
+    gradient of phi(q) = g S^T        dv = phi(k) R        gradient of phi(k) = v R^T
 
 First the states that spans find (`states.py`), then programs of C rows, all at once: within their span they meet pairs
 of tokens, beyond it the state; dq and dk follow from the gradient of features by the product rule. States that stay in
-registers (`chunks.py`) are never written, but leave room for few programs side by side, and each has much to wait for.
+registers, as forward (`chunks.py`), would spill here.
 """
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 # pyright: reportIndexIssue=false
@@ -25,18 +24,17 @@ from kernels.tiles import bucket, load_rows, store_rows
 
 @triton.jit
 def rows_kernel(
-    x, u, z, w, dx, du, inverse, delta, states, sizes, forms, matrices, scale, eps,
+    x, u, z, w, dx, du, inverse, delta, states, sizes, forms, matrices, scale,
     H, T, d, N, W, x_b, x_h, x_t, u_b, u_h, u_t, z_b, z_h, z_t, w_b, w_h, w_t, dx_b, dx_h, dx_t, du_b, du_h, du_t,
     ROLE: tl.constexpr, NORMALIZE: tl.constexpr, SPAN: tl.constexpr, C: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """ROLE "dq": dx of C queries, rows x = q, u = dy, columns z = k, w = v up to them. "y": du, that is y, of them.
+    """ROLE "dq": dx of C queries, rows x = q, u = dy, columns z = k, w = v up to them.
 
     "dk", "dv" or "both": dx, du or both of C keys, rows x = k, u = v, columns z = q, w = dy from them on.
     """
     KEYS: tl.constexpr = ROLE == "dk" or ROLE == "dv" or ROLE == "both"
     DX: tl.constexpr = ROLE == "dq" or ROLE == "dk" or ROLE == "both"
-    DU: tl.constexpr = ROLE == "y" or ROLE == "dv" or ROLE == "both"
-    SUMS: tl.constexpr = ROLE == "y" and NORMALIZE
+    DU: tl.constexpr = ROLE == "dv" or ROLE == "both"
     programs = tl.cdiv(T, C)
     head, low = tl.program_id(0) // programs, tl.program_id(0) % programs * C
     batch, place_in = (head // H).to(tl.int64), head % H
@@ -60,15 +58,13 @@ def rows_kernel(
         across, values = load_rows(z, i, T, z_t, d, D), load_rows(w, i, T, w_t, live, BN)
 
     dx_acc, du_acc = tl.zeros((C, D), tl.float32), tl.zeros((C, BN), tl.float32)
-    slope, total = 0.0, tl.zeros((C,), tl.float32)
-    if SUMS or (NORMALIZE and DX):
+    slope = 0.0
+    if NORMALIZE and DX:
         e, wide = tl.arange(0, D), own.to(tl.float32)
         form = forms + row.to(tl.int64) * (D * D + D)
         squares = rounded(tl.load(form + e[:, None] * D + e[None, :]) * scale, own.dtype)
         singles = tl.load(form + D * D + e)[None, :] * scale
         dx_acc = add_read(wide, squares, dx_acc) * scale
-        if SUMS:
-            total = tl.sum((0.5 * dx_acc + singles) * wide, 1) + low // SPAN * SPAN
         dx_acc += singles
         if ROLE == "dq":
             slope = tl.load(delta + i, mask=i < T, other=0.0)
@@ -79,22 +75,17 @@ def rows_kernel(
     dx_acc, du_acc = through(own, rows, first, dx_acc, du_acc, s2, c2, 128, DX, DU)
     if BN > 64:  # more at once would leave shared memory for two programs alone
         across, values = load_rows(z, i, T, z_t, d, D), load_rows(w, i, T, w_t, live, BN)
-    dx_acc, du_acc, total = meet(
-        own, rows, across, values, dx_acc, du_acc, total, slope, inverse, delta, i, T, scale, True,
-        KEYS, DX, DU, SUMS, NORMALIZE,
-    )  # fmt: skip
+    dx_acc, du_acc = meet(
+        own, rows, across, values, dx_acc, du_acc, slope, inverse, delta, i, T, scale, True, KEYS, DX, DU, NORMALIZE
+    )
     begin = low // SPAN * SPAN
     for j0 in range(low + C if KEYS else begin, tl.minimum(T, begin + SPAN) if KEYS else low, C):
         j = j0 + tl.arange(0, C)
         across, values = load_rows(z, j, T, z_t, d, D), load_rows(w, j, T, w_t, live, BN)
-        dx_acc, du_acc, total = meet(
-            own, rows, across, values, dx_acc, du_acc, total, slope, inverse, delta, j, T, scale, False,
-            KEYS, DX, DU, SUMS, NORMALIZE,
+        dx_acc, du_acc = meet(
+            own, rows, across, values, dx_acc, du_acc, slope, inverse, delta, j, T, scale, False,
+            KEYS, DX, DU, NORMALIZE,
         )  # fmt: skip
-    if SUMS:
-        total = 1 / (total + eps)
-        tl.store(inverse + i, total, mask=(i < T) & (0 * i + tile == 0))
-        du_acc *= total[:, None]
     if DU:
         store_rows(du + batch * du_b + place_in * du_h, i, T, du_t, live, du_acc)
     if ROLE == "dq" and NORMALIZE:
@@ -105,10 +96,10 @@ def rows_kernel(
 
 @triton.jit
 def meet(
-    x, u, z, w, dx, du, total, slope, inverse, delta, j, T, scale, DIAGONAL: tl.constexpr,
-    KEYS: tl.constexpr, DX: tl.constexpr, DU: tl.constexpr, SUMS: tl.constexpr, NORMALIZE: tl.constexpr,
+    x, u, z, w, dx, du, slope, inverse, delta, j, T, scale,
+    DIAGONAL: tl.constexpr, KEYS: tl.constexpr, DX: tl.constexpr, DU: tl.constexpr, NORMALIZE: tl.constexpr,
 ):  # fmt: skip
-    """dx, du and the sum of weights with pairs of rows x, u and columns z, w, tokens j; DIAGONAL: those of the rows."""
+    """dx and du with pairs of rows x, u and columns z, w, tokens j; DIAGONAL: those of the rows themselves."""
     score = tl.dot(x, tl.trans(z)) * scale  # (C, C)
     weight = 1.0
     if KEYS and NORMALIZE:
@@ -118,14 +109,12 @@ def meet(
     if DU:
         p = (1 + score + 0.5 * score * score) * weight
         du = add_product(p, w, du)
-        if SUMS:
-            total += tl.sum(p, 1)
     if DX:
         change = tl.dot(u, tl.trans(w))
         if NORMALIZE:
             change += tl.load(delta + j, mask=j < T, other=0.0)[None, :] if KEYS else slope[:, None]
         dx = add_product(change * (scale + score * scale) * weight, z, dx)
-    return dx, du, total
+    return dx, du
 
 
 @triton.jit
@@ -144,28 +133,28 @@ SPAN = 128  # tokens that meet as pairs
 WIDEST = 128  # values
 
 
-def fits(q: torch.Tensor, v: torch.Tensor) -> bool:
-    """Whether these kernels take over from those of `sums.py`."""
-    return chunks.fits(q) and v.shape[3] <= WIDEST
+def fits(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dy: torch.Tensor, normalize: bool) -> bool:
+    """Whether these kernels take over from those of `sums.py`: on a GPU only where an H100 showed that they are right.
+
+    Of other configurations Triton 3.6's code, on asynchronous matrix units, reads outside its memory; so it did here
+    with loads that are not pipelined.
+    """
+    if not chunks.fits(q) or v.shape[3] > WIDEST:
+        return False
+    whole = q.shape[3] == D.value and v.shape[3] > 32
+    whole = whole and all(n % 16 == 0 for t in (q, k, v, dy) for n in (t.shape[3], *t.stride()[:3]))
+    return not q.is_cuda or (whole and normalize and q.dtype == torch.bfloat16)
 
 
 def blocks(width: int, part: str, dtype: torch.dtype) -> dict[str, int]:
     """Tokens, columns, warps and stages of the programs that make the "states", and from them a role's gradients."""
-    if part == "states":
-        return {"C": 64, "BN": bucket(width, 16, TILE.value), "num_warps": 4, "num_stages": 2}
-    widest = 64 if part in ("y", "dv") else 128
-    return {"C": 64, "BN": bucket(width, 16, widest), "num_warps": 4, "num_stages": 1}
+    widest = TILE.value if part in ("states", "dv") else 128
+    return {"C": 64, "BN": bucket(width, 16, widest), "num_warps": 4, "num_stages": 2}
 
 
 def roles(dtype: torch.dtype) -> tuple[str, ...]:
     """Which launches make the keys' gradients: in fp16, where rows are scaled, registers do not do for both."""
     return ("dk", "dv") if dtype == torch.float16 else ("both",)
-
-
-def forward(q, k, v, y, inverse, normalize: bool, eps: float) -> None:
-    found = Found(q, v, normalize)
-    found.make(k, v, inverse, inverse, False)
-    found.read("y", q, v, k, v, q, y, inverse, inverse, eps)
 
 
 def backward(q, k, v, inverse, delta, dy, normalize: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -204,10 +193,10 @@ class Found:
             REVERSE=reverse, **self.options, **blocks(self.width, "states", self.dtype),
         )  # fmt: skip
 
-    def read(self, role: str, x, u, z, w, dx, du, inverse, delta, eps: float = 0.0) -> None:
+    def read(self, role: str, x, u, z, w, dx, du, inverse, delta) -> None:
         block = blocks(self.width, role, self.dtype)
         programs = (self.heads * triton.cdiv(self.length, block["C"]), triton.cdiv(self.width, block["BN"]))
         rows_kernel[programs](
-            x, u, z, w, dx, du, inverse, delta, *self.tensors, self.scale, eps, *self.sizes,
+            x, u, z, w, dx, du, inverse, delta, *self.tensors, self.scale, *self.sizes,
             *strides(x, u, z, w, dx, du), ROLE=role, **self.options, **block,
         )  # fmt: skip

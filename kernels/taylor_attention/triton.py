@@ -1,5 +1,5 @@
-"""Taylor attention in Triton, no feature in memory: the operator. Its kernels: `spans.py` in half precision, for
-shapes that it does not take `chunks.py` forward and `sums.py`.
+"""Taylor attention in Triton, no feature in memory: the operator. Its kernels: `chunks.py` forward and `spans.py`
+backward in half precision, `sums.py` for what these do not take.
 
 With x = q.k / sqrt(d), w = 1 + x + x^2 / 2 and g = dy / (eps + sum of weights):
 
@@ -22,7 +22,7 @@ def attend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y, and where normalised 1 / (eps + the sum of weights) in fp32, else empty."""
     y, inverse = outputs(q, k, v, normalize, eps)
-    (spans if spans.fits(q, v) else chunks if chunks.fits(q) else sums).forward(q, k, v, y, inverse, normalize, eps)
+    (chunks if chunks.fits(q) else sums).forward(q, k, v, y, inverse, normalize, eps)
     return y, inverse
 
 
@@ -37,7 +37,8 @@ def gradients(
     normalize: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     delta = sum_gradient(dy, y, normalize)
-    return (spans if spans.fits(q, v) else sums).backward(q, k, v, inverse, delta, dy, normalize)
+    by = spans if spans.fits(q, k, v, dy, normalize) else sums
+    return by.backward(q, k, v, inverse, delta, dy, normalize)
 
 
 @gradients.register_fake
