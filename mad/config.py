@@ -99,6 +99,15 @@ class Run:
         return dataclasses.asdict(self)
 
     @property
+    def plugin_texts(self) -> dict[str, str]:
+        """Path -> text of the plugins, as when they were first asked for: copies of this run, in other processes too,
+        are the same run whatever becomes of the files."""
+        texts = self.__dict__.setdefault("_plugin_texts", {})
+        if texts.keys() != set(self.plugins):
+            texts = self.__dict__["_plugin_texts"] = plugins.read(self.plugins)
+        return texts
+
+    @property
     def id(self) -> str:
         """16 hex digits: a hash of all that decides the result, and of the text of the plugins.
 
@@ -109,7 +118,7 @@ class Run:
         for section, key, before in YOUNGER:
             if decides[section][key] == before:
                 del decides[section][key]
-        decides["plugins"] = plugins.digests(self.plugins)
+        decides["plugins"] = plugins.digests(self.plugin_texts)
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 

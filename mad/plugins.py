@@ -1,51 +1,70 @@
-"""Plugins: Python files of a user's own that register layers or tasks."""
+"""Plugins: Python files of a user's own that register layers or tasks.
+
+They are passed on as texts by path: a file may be edited while runs that were prepared with it wait their turn.
+"""
 
 import hashlib
 import importlib.util
+import linecache
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-_loaded: dict[str, str] = {}  # module name -> digest of the text that ran
+_loaded: dict[str, str] = {}  # module name -> the text that ran
 
 
-def digests(paths: Iterable[str]) -> list[str]:
-    """A hash of each file's text, sorted: what plugins contribute to a run's identity."""
-    return sorted(hashlib.sha256(_file(path).read_bytes()).hexdigest() for path in paths)
-
-
-def versions(paths: Iterable[str]) -> dict[str, str]:
-    """For a record: which text of which files it was, as {"plugins": "my_layer@1a2b3c4d"}."""
-    texts = [f"{_file(path).stem}@{digests([path])[0][:8]}" for path in paths]
-    return {"plugins": " ".join(sorted(texts))} if texts else {}
-
-
-def load(paths: Iterable[str]) -> None:
-    """Run each file once in this process; a file that changed runs again.
+def read(paths: Iterable[str]) -> dict[str, str]:
+    """The text of each file.
 
     Raises:
-        ValueError: a file does not exist or does not run; the message names it and the cause.
+        ValueError: a file does not exist, or is no text; the message names it.
     """
+    texts = {}
     for path in paths:
-        file = _file(path).resolve()
-        name = f"mad_plugin_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
-        (digest,) = digests([path])
-        if _loaded.get(name) == digest:
+        if not Path(path).is_file():
+            raise ValueError(f"plugin {path!r} is not a file (looked in {Path.cwd()})")
+        try:
+            texts[path] = Path(path).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"plugin {path!r} is not a Python file: {error}") from None
+    return texts
+
+
+def digests(texts: Mapping[str, str]) -> list[str]:
+    """A hash of each text, sorted: what plugins contribute to a run's identity."""
+    return sorted(map(_digest, texts.values()))
+
+
+def versions(texts: Mapping[str, str]) -> dict[str, str]:
+    """For a record: which text of which files it was, as {"plugins": "my_layer@1a2b3c4d"}."""
+    named = [f"{Path(path).stem}@{_digest(text)[:8]}" for path, text in texts.items()]
+    return {"plugins": " ".join(sorted(named))} if named else {}
+
+
+def load(texts: Mapping[str, str]) -> None:
+    """Run each text once in this process; another text of the same file runs again.
+
+    Raises:
+        ValueError: it does not run; the message names the file and the cause.
+    """
+    for path, text in texts.items():
+        file = str(Path(path).resolve())
+        name = f"mad_plugin_{Path(path).stem}_{hashlib.sha256(file.encode()).hexdigest()[:8]}"
+        if _loaded.get(name) == text:
             continue
         spec = importlib.util.spec_from_file_location(name, file)
-        if spec is None or spec.loader is None:
+        if spec is None:
             raise ValueError(f"plugin {path!r} is not a Python file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
+        linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)  # for tracebacks and Triton
         try:
-            spec.loader.exec_module(module)
+            exec(compile(text, file, "exec"), module.__dict__)
         except Exception as error:
             del sys.modules[name]
             raise ValueError(f"plugin {path!r} failed to load: {type(error).__name__}: {error}") from error
-        _loaded[name] = digest
+        _loaded[name] = text
 
 
-def _file(path: str) -> Path:
-    if not Path(path).is_file():
-        raise ValueError(f"plugin {path!r} is not a file (looked in {Path.cwd()})")
-    return Path(path)
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -52,7 +52,7 @@ def main() -> None:
     """The command: exit status 0, 1 where runs failed, 2 for a mistake in the command, 130 after Ctrl-C."""
     arguments = sys.argv[1:]
     try:
-        plugins.load(_plugins_of(arguments))
+        plugins.load(plugins.read(_plugins_of(arguments)))
         _check_sweep_name(arguments)
     except ValueError as error:
         _refuse(error)

@@ -200,6 +200,19 @@ def test_lanes_are_several_runs_at_once_in_one_process(tmp_path):
     assert {event.worker for event in events} == {0}
 
 
+def test_a_plugin_that_is_edited_meanwhile_is_the_old_one_for_runs_under_way(tmp_path):
+    plugin, name = tmp_path / "fate.py", f"edited_{tmp_path.name}"
+    plugin.write_text(PLUGIN.replace("{mark!r}", repr(str(tmp_path / "mark"))).replace("{name!r}", repr(name)))
+    arch = {"arch": {"stack": ["base_conv", name], "dim": 16}, "plugins": [str(plugin)]}
+    given = [training.prepare(TINY | arch | {"seed": seed}) for seed in range(3)]
+
+    def edited(event):
+        plugin.write_text("raise ValueError('half a thought')")
+
+    records = list(engine.build("local", workers=1).run(given, on_event=edited))
+    assert {record.run_id: record.status for record in records} == dict.fromkeys((run.id for run in given), "ok")
+
+
 def test_a_lane_that_fails_costs_its_own_run_alone(tmp_path):
     found, _, _ = in_lanes(tmp_path, ["", "raise", "", ""])
     assert [found[seed].status for seed in range(4)] == ["ok", "failed", "ok", "ok"]

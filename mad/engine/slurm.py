@@ -82,7 +82,7 @@ class Slurm(Engine):
             options["workers"] = 1
         known = self.stamps or {}  # older than now: another process may have done a run in between
         before = {run.id: known[run.id] if run.id in known else store.stamp(run.id) for run in runs}
-        given = ([run.to_dict() for run in runs], before, str(self.folder), store.sweep, self.work, options)
+        given = (runs, before, str(self.folder), store.sweep, self.work, options)
         try:
             executor = submitit.AutoExecutor(folder=self.folder / "slurm", cluster=self.cluster)
             executor.update_parameters(name=f"mad-{store.sweep}", timeout_min=self.minutes, **self.parameters)
@@ -119,7 +119,7 @@ class Slurm(Engine):
 
 
 def work_off(
-    runs: list[dict[str, Any]],
+    runs: list[Run],
     before: dict[str, tuple[int, int] | None],
     folder: str,
     sweep: str,
@@ -127,4 +127,4 @@ def work_off(
     options: dict[str, Any],
 ) -> None:
     """In a job: claim and do what is left. What has failed since the submission is not begun again."""
-    execute([Run.of(run) for run in runs], Store(folder, sweep), build("local", work, **options), before=before)
+    execute(runs, Store(folder, sweep), build("local", work, **options), before=before)

@@ -88,7 +88,7 @@ def under_way(
 
 def _steps(run: Run, tell: Progress, checkpoint: Checkpoint, kept: Kept) -> Generator[Reading | int, None, Record]:
     began, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
-    plugins.load(run.plugins)  # it may have been prepared in another process
+    plugins.load(run.plugin_texts)  # it may have been prepared in another process
     task, settings = build_task(run), run.train
     num_train, num_test = settings.num_train or task.num_train, settings.num_test or task.num_test
 
@@ -181,7 +181,7 @@ def _steps(run: Run, tell: Progress, checkpoint: Checkpoint, kept: Kept) -> Gene
         started=started,
         device=host.device_name(run.device),
         git_commit=host.git_commit(),
-        versions=host.versions() | plugins.versions(run.plugins),
+        versions=host.versions() | plugins.versions(run.plugin_texts),
     )
 
 

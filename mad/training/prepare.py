@@ -40,7 +40,7 @@ def prepare(given: Run | Mapping[str, Any], *, here: bool = True) -> Run:
         ValueError: anything unknown or impossible; the message names it, what was expected and the nearest choice.
     """
     run = Run.of(given)
-    plugins.load(run.plugins)
+    plugins.load(run.plugin_texts)
     _check_values(run)
     options = dict(run.task)
     if "name" not in options:
@@ -90,7 +90,7 @@ def build_model(run: Run, task: Any) -> Any:
 def cost(run: Run, task: Any) -> models.Cost:
     """The cost of a prepared run's model on one of the task's sequences."""
     spec = [run.to_dict()["arch"], task.vocab_size, task.head]
-    return _cost(json.dumps(spec), task.input_length, tuple(plugins.digests(run.plugins)))
+    return _cost(json.dumps(spec), task.input_length, tuple(plugins.digests(run.plugin_texts)))
 
 
 def _model(arch: dict[str, Any], vocab_size: int, head: str) -> Any:

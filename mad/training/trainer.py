@@ -186,7 +186,7 @@ class Reading:
 def kind(run: Run, task: Any, train: Parts, test: Parts) -> str:
     """What two runs must share for one trainer to do both: all that its recordings hold fixed."""
     sizes = [shapes(part)[1:] for part in train], [shapes(part) for part in test]
-    return json.dumps([about(run), task.vocab_size, task.head, sizes, plugins.digests(run.plugins)])
+    return json.dumps([about(run), task.vocab_size, task.head, sizes, plugins.digests(run.plugin_texts)])
 
 
 def shapes(examples: Examples) -> list[Any]:

@@ -105,7 +105,7 @@ def test_tasks_optimisers_and_budgets(ids, given):
 def test_plugins(ids, tmp_path):
     file = tmp_path / "my layer's.py"
     file.write_text(LAYER)
-    plugins.load([str(file)])
+    plugins.load(plugins.read([str(file)]))
     stack = [{"name": "leaderboard_test_layer", "text": "it's ${x}, [1]", "rates": [1, 0.5, [2]]}]
     run = prepared(arch={"stack": stack}, plugins=[str(file)])
     assert ids(command(run.to_dict())) == [run.id]

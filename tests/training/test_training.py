@@ -1,6 +1,7 @@
 """Training: runs repeat bit for bit, learn what they should, and say what became of them."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -267,10 +268,15 @@ def test_a_plugin_brings_a_layer_and_its_text_decides_the_run_id(tmp_path):
         "        return 0\n"
     )
     run = tiny(arch={"stack": "base_conv-doubling"}) | {"plugins": [str(plugin)]}
-    first = training.prepare(run).id
-    assert training.train(run).status == "ok"
+    first = training.prepare(run)
+    record = training.train(run)
+    assert record.status == "ok" and record.run_id == first.id and record.versions["plugins"].startswith("mine@")
     plugin.write_text(plugin.read_text().replace("2 * x", "3 * x"))
-    assert training.prepare(run).id != first
+    other = training.train(run)
+    assert other.run_id != first.id and other.metrics != record.metrics and other.versions != record.versions
+    plugin.unlink()  # what was prepared goes on with the text that it was prepared with, in other processes too
+    again = training.train(pickle.loads(pickle.dumps(first)))
+    assert (again.run_id, again.metrics, again.versions) == (first.id, record.metrics, record.versions)
 
 
 @pytest.mark.parametrize("stack", ["base_conv-attention", "rtf-mlp", "monarch_mixer-moe", "hyena-swiglu"])
