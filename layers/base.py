@@ -37,14 +37,14 @@ class Layer(nn.Module):
 
     def state_size(self, length: int) -> int:
         """Elements that must be kept per sequence after `length` tokens: those of `step`'s state."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say its state_size(length), in elements")
 
     def flops(self, length: int) -> int:
         """Forward FLOPs of one sequence of `length` tokens, a multiply-add counted as 2.
 
         Norms, activations and the generation of implicit filters (paid once a batch) are not counted.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say its flops(length), forward, of one sequence")
 
     def active_params(self) -> int:
         """Trained parameters that one token uses: all, but where it is routed through some of the experts only."""

@@ -59,7 +59,7 @@ def new_taps(kernel_size: int, *shape: int) -> nn.Parameter:
 
 def from_tokens(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     """linear(x) for x (B, T, dim) -> channel-first (B, C, T), (C, B, T) in memory."""
-    return of_columns(linear, x.flatten(0, 1).t()).view(-1, *x.shape[:2]).transpose(0, 1)
+    return of_columns(linear, x.flatten(0, 1).t()).view(len(linear.weight), *x.shape[:2]).transpose(0, 1)
 
 
 def to_tokens(linear: nn.Linear, y: torch.Tensor) -> torch.Tensor:

@@ -81,7 +81,7 @@ class Mamba(Layer):
         u, z = from_tokens(self.inputs, x).chunk(2, dim=1)  # (B, C, T)
         u = kernels.short_conv(u, self.taps, self.bias, activation="silu")
         selected = self.selected(u.transpose(0, 1).flatten(1))
-        dt, b, c = (t.view(-1, *x.shape[:2]).transpose(0, 1) for t in selected)
+        dt, b, c = (t.view(len(t), *x.shape[:2]).transpose(0, 1) for t in selected)
         y = kernels.selective_scan(u, dt, -self.log_a.exp(), b, c, self.skip, z)
         return to_tokens(self.out, y)
 

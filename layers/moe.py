@@ -63,7 +63,7 @@ class DenseMoE(ChannelMixer):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         value, gate = self.up(x).chunk(2, dim=-1)
         y = self.down(value * F.gelu(gate, approximate="tanh")).unflatten(-1, (self.dim, -1))  # (B, T, dim, E)
-        weights = self.router.of_all(x.flatten(0, 1)).view(*x.shape[:2], 1, -1)
+        weights = self.router.of_all(x.flatten(0, 1)).view(*x.shape[:2], 1, self.router.num_experts)
         return (y * weights).sum(-1)
 
     def flops(self, length: int) -> int:

@@ -101,6 +101,8 @@ class Move(torch.autograd.Function):
 
 
 def rows_or_zeros(x: torch.Tensor, take: torch.Tensor) -> torch.Tensor:
+    if not len(x):
+        return x.new_zeros(len(take), x.shape[1])
     inside = take < len(x)
     return torch.where(inside.unsqueeze(-1), x[take.clamp(max=len(x) - 1)], 0)
 
@@ -127,7 +129,7 @@ class Dispatch:
         """Tokens (N, D) into the slots, (blocks, block, D)."""
         copies = x.unsqueeze(1).expand(-1, self.top_k, -1).flatten(0, 1)  # (N k, D)
         slots = Move.apply(copies, self.source, self.slot)
-        return slots.unflatten(0, (-1, self.block))
+        return slots.unflatten(0, (len(self.owner), self.block))
 
     def multiply(self, slots: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Each block with its expert's matrix: (blocks, block, I), (E, I, O) -> (blocks, block, O)."""

@@ -143,7 +143,7 @@ def prepare(points: Iterable[Point]) -> tuple[list[config.Run], dict[str, Any]]:
             machine = dict(sweep["engine"])
             here = not engine.elsewhere(machine.pop("name", "local"), machine)
             run = training.prepare({key: resolved[key] for key in RUN_KEYS}, here=here)
-        except ValueError as error:
+        except (ValueError, NotImplementedError) as error:  # the latter of a layer that lacks a method
             reasons.setdefault(str(error), []).append(" ".join(map(str, overrides)) or "the configuration")
         else:
             runs[run.id] = run

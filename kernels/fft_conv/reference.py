@@ -28,18 +28,19 @@ def fft_conv(
     """See kernels.fft_conv."""
     dtype = u.dtype
     length = u.shape[-1]
-    w = u if pre_gate is None else u * pre_gate.to(dtype)
-    k = k[:, :length]
     with torch.autocast(u.device.type, enabled=False):
-        w, k = wide(w), wide(k)
+        w, k = wide(u), wide(k[:, :length])
+        if pre_gate is not None:
+            w = w * wide(pre_gate)
         if skip is not None:  # the direct path is one more weight on tap 0
             k = torch.cat([k[:, :1] + wide(skip).unsqueeze(-1), k[:, 1:]], dim=-1)
         if keep is not None:
             y = by_low_frequencies(w, k, keep)
-        else:
+        elif w.numel():
             y = by_toeplitz(w, k) if length <= TOEPLITZ_MAX else by_fft(w, k)
-    y = y.to(dtype)
-    return y if post_gate is None else y * post_gate.to(dtype)
+        else:
+            y = w * k.sum()  # empty, and of no FFT
+        return (y if post_gate is None else y * wide(post_gate)).to(dtype)
 
 
 def by_toeplitz(u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,7 @@ def by_product(u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor) -> torch.Te
     copies = torch.stack([padded[..., j : j + length] for j in range(width)], dim=1)  # (H, K, B, L)
     w, bias = w.view(-1, channels, width).transpose(0, 1), bias.view(-1, channels).t()  # (H, r, K), (H, r)
     y = torch.baddbmm(bias.unsqueeze(-1), w, copies.flatten(2))  # (H, r, B L)
-    return y.transpose(0, 1).reshape(-1, batch, length).transpose(0, 1)
+    return y.transpose(0, 1).reshape(w.shape[0] * w.shape[1], batch, length).transpose(0, 1)
 
 
 class _ShiftedSum(torch.autograd.Function):

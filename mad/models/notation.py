@@ -56,9 +56,13 @@ def _entry(entry: Any) -> list[Spec]:
             if key in entry and set(entry) != allowed:
                 raise ValueError(f"stack entry {dict(entry)!r} must have just the keys {', '.join(sorted(allowed))}")
         if "repeat" in entry:
-            return expand(list(entry["layers"])) * _count(entry["repeat"], entry)
+            return expand(entry["layers"]) * _count(entry["repeat"], entry)
         if "parallel" in entry:
-            return [{"parallel": [_branch(branch) for branch in entry["parallel"]]}]
+            given = entry["parallel"]
+            given = given.split("|") if isinstance(given, str) else [given] if isinstance(given, Mapping) else given
+            if not isinstance(given, (list, tuple)) or not given:
+                raise ValueError(f"'parallel' is a list of layers, at least one, got {entry['parallel']!r}")
+            return [{"parallel": [_branch(branch) for branch in given]}]
         if "name" in entry:
             return [dict(entry) if len(entry) > 1 else entry["name"]]
     raise ValueError(f"a stack entry is a name or a mapping with 'name', 'repeat' or 'parallel', got {entry!r}")

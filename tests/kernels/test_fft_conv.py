@@ -165,6 +165,17 @@ def test_a_skip_in_any_layout_and_gates_of_another_type(backend):
     assert kernels.fft_conv(u.half(), k, **gates, backend=backend).dtype == torch.float16
 
 
+def test_the_reference_s_gates_do_not_leave_half_precision_s_range():
+    ones = torch.ones(1, 1, 300, dtype=torch.float16)
+    tap = torch.tensor([[1.0]])
+    for length in (5, 300):  # a product, and transforms
+        u = ones[..., :length]
+        loud = kernels.fft_conv(300 * u, 1e-3 * tap, pre_gate=300 * u, backend="torch")
+        torch.testing.assert_close(loud, 90 * u, rtol=1e-3, atol=0)
+        back = kernels.fft_conv(300 * u, 1e3 * tap, post_gate=1e-3 * u, backend="torch")
+        torch.testing.assert_close(back, 300 * u, rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("batch, channels, length, taps", [(2, 3, 5, 0), (2, 3, 0, 4), (0, 3, 5, 4), (2, 0, 5, 4)])
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_nothing_at_all_of_one_dimension(backend, batch, channels, length, taps):

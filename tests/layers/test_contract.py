@@ -69,6 +69,14 @@ def test_shape_type_and_repetition(spec):
         assert torch.equal(y, layer(x))
 
 
+def test_a_batch_of_no_sequences(spec):
+    layer, x = build(spec), sequence()[:0].requires_grad_()
+    y = layer(x)
+    assert y.shape == x.shape
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert dx.shape == x.shape
+
+
 def test_causality(spec):
     layer = build(spec)
     assert looks_ahead(layer, sequence()) == (not layer.causal)

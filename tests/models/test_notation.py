@@ -18,6 +18,9 @@ def test_examples():
     assert expand({"parallel": ["attention", {"name": "hyena", "filter": "rtf"}]}) == [
         {"parallel": ["attention", {"name": "hyena", "filter": "rtf"}]}
     ]
+    assert expand([{"repeat": 2, "layers": "hyena-swiglu"}]) == ["hyena", "swiglu"] * 2
+    assert expand([{"repeat": 2, "layers": {"name": "moe", "top_k": 1}}]) == [{"name": "moe", "top_k": 1}] * 2
+    assert expand({"parallel": "attention|hyena"}) == expand("attention|hyena")
     assert compact(["hyena", "swiglu"] * 2) == "hyena-swiglu*2"
     assert compact([{"name": "moe", "top_k": 1}, "mlp"]) == "moe(top_k=1)-mlp"
 
@@ -42,7 +45,10 @@ def test_compact_folds_repeats(pattern, times):
         ("hyena*two", "at least 1, got 'two'"),
         ([{"layer": "hyena"}], "'name', 'repeat' or 'parallel'"),
         ([{"repeat": 2}], "must have just the keys layers, repeat"),
+        ([{"repeat": 2, "layers": 3}], "a stack is a list of layers"),
         ([{"parallel": ["hyena-swiglu"]}], "a branch of 'parallel' is one layer"),
+        ([{"parallel": []}], "'parallel' is a list of layers, at least one, got \\[\\]"),
+        ([{"parallel": 5}], "'parallel' is a list of layers, at least one, got 5"),
     ],
 )
 def test_bad_stacks(bad, message):
