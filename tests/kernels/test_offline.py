@@ -18,8 +18,8 @@ def of(kind: str, *types: str, names=None, marks=(), first: int | None = None):
 @pytest.mark.parametrize(
     "names, options",
     [
-        of("hardest", "float32", first=1),
-        of("hardest", "bfloat16", first=1),
+        of("hardest even", "float32", "bfloat16", names=cases.names()[::2], first=1),
+        of("hardest odd", "float32", "bfloat16", names=cases.names()[1::2], first=1),
         *(
             of(kind, name, names=cases.names()[start::2], marks=pytest.mark.slow)
             for name in TYPES
