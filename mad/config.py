@@ -99,7 +99,7 @@ class Run:
         return dataclasses.asdict(self)
 
     @property
-    def plugin_texts(self) -> dict[str, str]:
+    def plugin_texts(self) -> dict[str, bytes]:
         """Path -> text of the plugins, as when they were first asked for: copies of this run, in other processes too,
         are the same run whatever becomes of the files."""
         texts = self.__dict__.setdefault("_plugin_texts", {})

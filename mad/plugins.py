@@ -10,38 +10,31 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-_loaded: dict[str, str] = {}  # module name -> the text that ran
+_loaded: dict[str, bytes] = {}  # module name -> the text that ran
 
 
-def read(paths: Iterable[str]) -> dict[str, str]:
-    """The text of each file.
-
-    Raises:
-        ValueError: a file does not exist, or is no text; the message names it.
-    """
+def read(paths: Iterable[str]) -> dict[str, bytes]:
+    """The text of each file. Raises ValueError where there is none; the message names it."""
     texts = {}
     for path in paths:
         if not Path(path).is_file():
             raise ValueError(f"plugin {path!r} is not a file (looked in {Path.cwd()})")
-        try:
-            texts[path] = Path(path).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"plugin {path!r} is not a Python file: {error}") from None
+        texts[path] = Path(path).read_bytes()
     return texts
 
 
-def digests(texts: Mapping[str, str]) -> list[str]:
+def digests(texts: Mapping[str, bytes]) -> list[str]:
     """A hash of each text, sorted: what plugins contribute to a run's identity."""
     return sorted(map(_digest, texts.values()))
 
 
-def versions(texts: Mapping[str, str]) -> dict[str, str]:
+def versions(texts: Mapping[str, bytes]) -> dict[str, str]:
     """For a record: which text of which files it was, as {"plugins": "my_layer@1a2b3c4d"}."""
     named = [f"{Path(path).stem}@{_digest(text)[:8]}" for path, text in texts.items()]
     return {"plugins": " ".join(sorted(named))} if named else {}
 
 
-def load(texts: Mapping[str, str]) -> None:
+def load(texts: Mapping[str, bytes]) -> None:
     """Run each text once in this process; another text of the same file runs again.
 
     Raises:
@@ -57,8 +50,9 @@ def load(texts: Mapping[str, str]) -> None:
             raise ValueError(f"plugin {path!r} is not a Python file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
-        linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)  # for tracebacks and Triton
         try:
+            lines = importlib.util.decode_source(text).splitlines(keepends=True)
+            linecache.cache[file] = (len(text), None, lines, file)  # for tracebacks, and Triton's kernels
             exec(compile(text, file, "exec"), module.__dict__)
         except Exception as error:
             del sys.modules[name]
@@ -66,5 +60,5 @@ def load(texts: Mapping[str, str]) -> None:
         _loaded[name] = text
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
