@@ -130,7 +130,7 @@ def test_runs_that_the_jobs_leave_are_left_and_not_failed(tmp_path, caplog):
 def test_a_job_that_starts_later_repeats_no_failure(tmp_path):
     store = Store(tmp_path, "mine")
     before = {run.id: store.stamp(run.id) for run in runs(2)}
-    given = ([run.to_dict() for run in runs(2)], before, str(tmp_path), "mine", breaking, {"workers": 1})
+    given = (runs(2), before, str(tmp_path), "mine", breaking, {"workers": 1})
     for _ in range(2):
         work_off(*given)
         stamps = {run.id: store.stamp(run.id) for run in runs(2)}
