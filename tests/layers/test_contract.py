@@ -153,6 +153,34 @@ def test_autocast(spec):
     assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in (x, *layer.parameters()))
 
 
+def of_tokens(y, want, size):
+    """The median over the tokens of |y - want| / |size|: where a layer divides by almost nothing, any rounding moves
+    single tokens as far as one likes."""
+    return ((y.double() - want.double()).norm(dim=-1) / size.norm(dim=-1)).median().item()
+
+
+def test_bf16_throughout(spec):
+    """Weights and inputs in bf16, no autocast."""
+    layer, x = build(spec, torch.bfloat16).to(HERE), sequence().to(HERE, torch.bfloat16).requires_grad_()
+    y = layer(x)
+    assert y.dtype == torch.bfloat16 and y.shape == x.shape
+    want = copy.deepcopy(layer).double()(x.double()).detach()
+    assert of_tokens(y, want, want) < 0.05
+    y.float().square().mean().backward()
+    assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in (x, *layer.parameters()))
+    if not layer.causal:
+        return
+    with torch.no_grad():
+        state, outputs = layer.init_state(2), []
+        types = [leaf.dtype for leaf in tree_leaves(state)]
+        for x_t in x.unbind(1):
+            y_t, state = layer.step(x_t, state)
+            assert y_t.dtype == torch.bfloat16
+            assert [leaf.dtype for leaf in tree_leaves(state)] == types
+            outputs.append(y_t)
+    assert of_tokens(torch.stack(outputs, 1), y, want) < 0.05
+
+
 @pytest.mark.parametrize("name", layers.names())
 def test_an_unknown_option_is_refused(name):
     with pytest.raises(ValueError, match=f"unknown option of layer '{name}': 'no_such_option'"):
