@@ -69,6 +69,7 @@ class MultiHeadHyena(Layer):
     def step(self, x_t: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         (q, v, k), past = self.inputs.step(x_t, state[0])
         keys, values = torch.cat([state[1], k.unsqueeze(-1)], -1), torch.cat([state[2], v.unsqueeze(-1)], -1)
+        self.check_tokens(keys.shape[-1])
         heads = (self.num_heads, self.head_dim)
         scores = (q.unflatten(1, heads).unsqueeze(-1) * keys.unflatten(1, heads)).sum(2)  # (B, H, t)
         weights = scores * self.taps(keys.shape[-1]).flip(-1)

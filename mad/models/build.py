@@ -110,10 +110,13 @@ class Embedding(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(vocab_size, dim)
         nn.init.normal_(self.tokens.weight, std=0.02)
+        self.max_length = max_length
         self.positions = nn.Parameter(0.02 * torch.randn(max_length, dim)) if positions else None
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        if tokens.shape[1] > self.max_length:  # not all layers have a limit; learned positions and the decoder's do
+            raise ValueError(f"the model was built for max_length={self.max_length}, got {tokens.shape[1]} tokens")
         small = tokens.is_cuda and self.tokens.num_embeddings <= FEW
         x = Lookup.apply(self.tokens.weight, tokens) if small else self.tokens(tokens)
         if self.positions is not None:

@@ -113,6 +113,23 @@ def test_step_by_step_equals_in_parallel_and_state_size_is_the_states(spec):
         assert sum(leaf.numel() for leaf in tree_leaves(state)) == 2 * layer.state_size(t + 1)
 
 
+def test_a_step_too_many_is_refused_or_is_none(spec):
+    """What has no taps or positions left says so as forward does; what forgets, or does not count, goes on."""
+    torch.manual_seed(0)
+    layer = layers.build(spec, DIM, 5).double()
+    if not layer.causal:
+        return
+    state, refused = layer.init_state(2), None
+    for t, x_t in enumerate(sequence(12).unbind(1)):
+        try:
+            y_t, state = layer.step(x_t, state)
+        except ValueError as error:
+            refused = t, str(error)
+            break
+        assert y_t.isfinite().all() and (t < 5 or layer.state_size(t + 1) == layer.state_size(5)), t
+    assert refused in (None, (5, f"{type(layer).__name__} was built for max_length=5, got 6 tokens"))
+
+
 def test_every_parameter_gets_a_finite_gradient(spec):
     layer, x = build(spec), sequence().requires_grad_()
     layer(x).square().mean().backward()
