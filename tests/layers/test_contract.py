@@ -69,12 +69,14 @@ def test_shape_type_and_repetition(spec):
         assert torch.equal(y, layer(x))
 
 
-def test_a_batch_of_no_sequences(spec):
-    layer, x = build(spec), sequence()[:0].requires_grad_()
+@pytest.mark.parametrize("batch, length", [(0, LENGTH), (2, 0), (0, 0)])
+def test_no_sequences_or_none_but_empty_ones(spec, batch, length):
+    layer, x = build(spec), sequence(length, batch).requires_grad_()
     y = layer(x)
     assert y.shape == x.shape
-    (dx,) = torch.autograd.grad(y.sum(), x)
-    assert dx.shape == x.shape
+    y.sum().backward()
+    for name, leaf in (("x", x), *layer.named_parameters()):
+        assert leaf.grad is not None and not leaf.grad.any(), name
 
 
 def test_causality(spec):
