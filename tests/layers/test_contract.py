@@ -206,6 +206,35 @@ def test_an_unknown_option_is_refused(name):
         layers.build({"name": name, "no_such_option": 1}, DIM, LENGTH)
 
 
+@pytest.mark.parametrize("spec", ["mlp", {"name": "mamba", "rank": 2}, "dense_hyena_experts"])
+@pytest.mark.parametrize("dim, at_once", [(10**7, r" \([\d,]{4,}.\d GB at once\)$"), (10**19, "$")])
+def test_more_than_memory_holds_is_refused_by_name(spec, dim, at_once):
+    name, options = layers.resolve(spec)
+    asked = "".join(f", {key}={value}" for key, value in options.items())
+    with pytest.raises(
+        ValueError, match=f"^layer '{name}': not enough memory for dim={dim}, max_length=8{asked}{at_once}"
+    ):
+        layers.build(spec, dim, 8)
+
+
+def test_a_mistake_in_a_layer_is_not_taken_for_a_lack_of_memory(monkeypatch):
+    def wrong(self, dim, max_length):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(layers.registry.get("identity"), "__init__", wrong)
+    with pytest.raises(RuntimeError, match="^shapes do not fit$"):
+        layers.build("identity", 8, 8)
+
+
+@pytest.mark.parametrize("method", ["flops", "state_size"])
+def test_a_layer_without_costs_says_what_it_lacks(method):
+    class Mine(layers.Layer):
+        pass
+
+    with pytest.raises(NotImplementedError, match=rf"^Mine does not say its {method}\(length\)"):
+        getattr(Mine(8, 8), method)(4)
+
+
 SWITCHES = [
     (name, o) for name in layers.names() for o, value in layers.options(name).items() if isinstance(value, bool)
 ]

@@ -144,6 +144,14 @@ def test_a_token_uses_its_own_experts():
         ({"head": "lmm"}, "unknown head 'lmm' .did you mean 'lm'"),
         ({"norm": "rmss"}, "unknown norm 'rmss' .did you mean 'rms'"),
         ({"init": "norml"}, "unknown init 'norml' .did you mean 'normal'"),
+        (
+            {"dim": 10**7, "stack": "mlp"},
+            "layer 'mlp': not enough memory for dim=10000000, max_length=20 .1,600,000.0 GB",
+        ),
+        (
+            {"vocab_size": 10**14},
+            "not enough memory for a model with dim=32, vocab_size=100000000000000, max_length=20",
+        ),
     ],
 )
 def test_bad_models(change, message):
