@@ -40,6 +40,8 @@ def resolve(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         return spec, {}
     if not isinstance(spec, Mapping) or "name" not in spec:
         raise ValueError(f"a layer is a name or a mapping with the key 'name', got {spec!r}")
+    if not isinstance(spec["name"], str):
+        raise ValueError(f"the name of a layer is a string, got {spec['name']!r}")
     return spec["name"], {key: value for key, value in spec.items() if key != "name"}
 
 

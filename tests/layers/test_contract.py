@@ -226,6 +226,12 @@ def test_a_mistake_in_a_layer_is_not_taken_for_a_lack_of_memory(monkeypatch):
         layers.build("identity", 8, 8)
 
 
+@pytest.mark.parametrize("name", [["hyena"], None, {"name": "hyena"}])
+def test_a_name_is_a_string(name):
+    with pytest.raises(ValueError, match="^the name of a layer is a string, got "):
+        layers.build({"name": name}, 8, 8)
+
+
 @pytest.mark.parametrize("method", ["flops", "state_size"])
 def test_a_layer_without_costs_says_what_it_lacks(method):
     class Mine(layers.Layer):
