@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from layers.base import ChannelMixer, Layer
+from mad.memory import enough_for
 from mad.registry import Registry
 
 __all__ = ["ChannelMixer", "Layer", "build", "names", "options", "register", "resolve"]
@@ -39,6 +40,8 @@ def resolve(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         return spec, {}
     if not isinstance(spec, Mapping) or "name" not in spec:
         raise ValueError(f"a layer is a name or a mapping with the key 'name', got {spec!r}")
+    if not isinstance(spec["name"], str):
+        raise ValueError(f"the name of a layer is a string, got {spec['name']!r}")
     return spec["name"], {key: value for key, value in spec.items() if key != "name"}
 
 
@@ -51,11 +54,14 @@ def build(spec: str | Mapping[str, Any], dim: int, max_length: int) -> Layer:
         max_length: the longest sequence it will see.
 
     Raises:
-        ValueError: the name, an option or a value does not exist or does not fit; the message says what does.
+        ValueError: the name, an option or a value does not exist or does not fit, or memory does not hold the layer;
+            the message says what does.
     """
     name, given = resolve(spec)
+    sizes = {"dim": dim, "max_length": max_length} | given
     try:
-        return registry.build(name, dim, max_length, **given)
+        with enough_for(", ".join(f"{key}={value}" for key, value in sizes.items())):
+            return registry.build(name, dim, max_length, **given)
     except (ValueError, TypeError) as error:
         if name in names() and repr(name) not in str(error):
             raise ValueError(f"layer {name!r}: {error}") from error

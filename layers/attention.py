@@ -48,6 +48,7 @@ class Attention(Layer):
         keys, values = torch.cat([state[0], k], dim=2), torch.cat([state[1], v], dim=2)
         if self.window is not None:
             keys, values = keys[:, :, -self.window :], values[:, :, -self.window :]
+        self.check_tokens(keys.shape[2])
         state = keys, values
         if self.rotary is not None:
             q = self.rotary(q, torch.tensor([keys.shape[2] - 1], device=q.device))

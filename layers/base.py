@@ -32,7 +32,11 @@ class Layer(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no recurrent form")
 
     def step(self, x_t: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
-        """x_t (B, dim), state -> y_t (B, dim), next state; token by token it equals `forward`."""
+        """x_t (B, dim), state -> y_t (B, dim), next state; token by token it equals `forward`.
+
+        Beyond `max_length` it raises as `forward` does where the layer has nothing for later tokens (taps, positions)
+        or its state grows; a recurrence that does not count its tokens goes on.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no recurrent form")
 
     def state_size(self, length: int) -> int:
@@ -52,10 +56,12 @@ class Layer(nn.Module):
 
     def check_length(self, x: torch.Tensor) -> None:
         """Raise for an x (B, T, dim) longer than the layer was built for."""
-        if x.shape[1] > self.max_length:
-            raise ValueError(
-                f"{type(self).__name__} was built for max_length={self.max_length}, got {x.shape[1]} tokens"
-            )
+        self.check_tokens(x.shape[1])
+
+    def check_tokens(self, number: int) -> None:
+        """The same for a number of tokens: in `step`, those that it comes to with the new one."""
+        if number > self.max_length:
+            raise ValueError(f"{type(self).__name__} was built for max_length={self.max_length}, got {number} tokens")
 
     def zeros(self, *shape: int) -> torch.Tensor:
         """Zeros where the parameters are and of their type, for `init_state`."""

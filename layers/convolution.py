@@ -105,6 +105,8 @@ class BaseConv(Layer):
         return (self.zeros(batch, self.conv.taps.shape[1] - 1, self.dim),)
 
     def step(self, x_t: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        if isinstance(self.conv, LongConvolution):
+            self.check_tokens(state[0].shape[-1] + 1)
         y, past = self.conv.step(x_t, state[0])
         return self.gated(y, x_t), (past,)
 

@@ -11,6 +11,7 @@ import layers
 from layers.base import Layer, positive, split_heads
 from layers.gated_projection import new_taps
 from layers.mamba import new_steps
+from layers.norm import WideRMSNorm
 
 
 @layers.register("delta_net", kind="sequence")
@@ -42,7 +43,7 @@ class DeltaNet(Layer):
         self.qkv = nn.Linear(dim, self.channels, bias=False)
         self.taps = new_taps(kernel_size, self.channels, kernel_size)
         self.beta = nn.Linear(dim, num_heads, bias=False)
-        self.norm = nn.RMSNorm(self.values // num_heads, eps=1e-5)
+        self.norm = WideRMSNorm(self.values // num_heads, eps=1e-5)
         self.out = nn.Linear(self.values, dim, bias=False)
 
     def decay(self, x: torch.Tensor) -> torch.Tensor | None:
@@ -61,7 +62,7 @@ class DeltaNet(Layer):
         streams = kernels.short_conv(self.qkv(x).transpose(1, 2), self.taps, activation="silu")
         beta = torch.sigmoid(kernels.wide(self.beta(x))).transpose(1, 2)  # (B, H, T)
         y = kernels.delta_rule(*self.heads(streams), beta, self.decay(x))
-        return self.out(self.norm(kernels.wide(y)).transpose(1, 2).flatten(2))
+        return self.out(self.norm(y).transpose(1, 2).flatten(2).to(x.dtype))
 
     def init_state(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The short convolutions' past (B, channels, K - 1), and S (B, H, d, dv)."""

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from kernels import wide
 from layers.base import positive
 from mad.registry import Registry
 
@@ -67,17 +69,20 @@ class ImplicitFilter(nn.Module):
         h = self.position[:length]
         for linear in self.hidden:
             h = torch.sin(self.frequency * multiply(h, linear))
-        steps = torch.arange(length, device=h.device, dtype=self.decay.dtype)
-        return multiply(h, self.out).t() * torch.exp(-self.decay.unsqueeze(-1) * steps)  # (channels, length)
+        decay = wide(self.decay)
+        steps = torch.arange(length, device=h.device, dtype=decay.dtype)  # bf16 counts to 256
+        return multiply(h, self.out).t() * torch.exp(-decay.unsqueeze(-1) * steps)  # (channels, length)
 
 
 NARROW = 16  # inputs
 
 
 def multiply(x: torch.Tensor, linear: Any) -> torch.Tensor:
-    """linear(x), x (L, inputs). On a GPU a product of few inputs is a sum of their multiples: that is fused with what
-    stands around it, where a matrix product this narrow is a launch of its own; and the sines see no rounded angles."""
+    """linear(x), x (L, inputs), in fp32 where the weights are of less: the sines would see rounded angles. On a GPU a
+    product of few inputs is a sum of their multiples: that is fused with what stands around it, where a matrix product
+    this narrow is a launch of its own, and autocast does not round it either."""
+    x, weight, bias = wide(x), wide(linear.weight), None if linear.bias is None else wide(linear.bias)
     if not x.is_cuda or linear.in_features > NARROW:
-        return linear(x)
-    y = (x.unsqueeze(-1) * linear.weight.t()).sum(1)  # (L, outputs)
-    return y if linear.bias is None else y + linear.bias
+        return F.linear(x, weight, bias)
+    y = (x.unsqueeze(-1) * weight.t()).sum(1)  # (L, outputs)
+    return y if bias is None else y + bias

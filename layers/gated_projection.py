@@ -81,8 +81,9 @@ def of_columns(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 
 
 def convolution_step(past: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
-    """The newest output of a long convolution: past (B, C, t), newest last, taps (C, t) -> (B, C)."""
-    return (past * taps.flip(-1)).sum(-1)
+    """The newest output of a long convolution: past (B, C, t), newest last, taps (C, t) -> (B, C), of past's type,
+    summed in fp32."""
+    return (kernels.wide(past) * taps.flip(-1)).sum(-1).to(past.dtype)
 
 
 def fft_conv_flops(channels: int, length: int) -> int:

@@ -9,6 +9,7 @@ from torch import nn
 import kernels
 import layers
 from layers.base import Layer, positive, split_heads
+from layers.norm import WideRMSNorm
 
 
 @layers.register("gla", kind="sequence")
@@ -47,7 +48,7 @@ class GatedLinearAttention(Layer):
         self.head_dim, self.key_dim = split_heads(dim, num_heads), split_heads(self.keys, num_heads, "expand_k dim")
         self.qkvg = nn.Linear(dim, 2 * self.keys + 2 * dim, bias=False)
         self.decay = nn.Sequential(nn.Linear(dim, rank, bias=False), nn.Linear(rank, self.keys))
-        self.norm = nn.RMSNorm(self.head_dim, eps=1e-5)
+        self.norm = WideRMSNorm(self.head_dim, eps=1e-5)
         self.out = nn.Linear(dim, dim, bias=False)
 
     def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -61,7 +62,7 @@ class GatedLinearAttention(Layer):
 
     def read(self, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         """(B, H, T, d) -> (B, T, dim)."""
-        return self.out((self.norm(kernels.wide(y)) * F.silu(gate)).transpose(1, 2).flatten(2))
+        return self.out((self.norm(y) * F.silu(gate)).transpose(1, 2).flatten(2).to(gate.dtype))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.check_length(x)
@@ -74,7 +75,7 @@ class GatedLinearAttention(Layer):
 
     def step(self, x_t: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         q, k, v, gate, decay = self.heads(x_t.unsqueeze(1))  # one token
-        total = decay.exp().transpose(2, 3) * state[0] + k.transpose(2, 3) * v
+        total = decay.exp().transpose(2, 3) * state[0] + k.transpose(2, 3).to(state[0].dtype) * v
         return self.read(q.to(total.dtype) @ total, gate).squeeze(1), (total,)
 
     def state_size(self, length: int) -> int:

@@ -64,6 +64,7 @@ class Hyena(Layer):
     def step(self, x_t: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         (x0, x1, v), past = self.inputs.step(x_t, state[0])
         w = torch.cat([state[1], (x1 * v).unsqueeze(-1)], dim=-1)  # (B, C, t + 1)
+        self.check_tokens(w.shape[-1])
         y = convolution_step(w, self.filter(w.shape[-1])) + self.skip * w[..., -1]
         return self.out(x0 * y), (past, w)
 

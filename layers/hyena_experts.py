@@ -84,6 +84,7 @@ class HyenaExperts(Layer):
         z, past = self.conv.step(z, state[0])
         x0, x1, v = z.chunk(3, dim=-1)
         w = torch.cat([state[1], (x1 * v).unsqueeze(-1)], dim=-1)
+        self.check_tokens(w.shape[-1])
         y = x0 * (convolution_step(w, self.filter(w.shape[-1])) + self.skip * w[..., -1])
         y = y.unflatten(-1, (self.width, self.router.num_experts))
         return self.out((y * mix.unsqueeze(1)).sum(-1)), (past, w)

@@ -86,6 +86,8 @@ class LinearAttention(Layer):
 
     def step(self, x_t: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         total, *position = state
+        if position and (position[0] >= self.max_length).any():  # on a GPU an index too high would end the process
+            self.check_tokens(self.max_length + 1)
         positions = position[0].view(-1, 1, 1) if position else torch.zeros(1, device=x_t.device)
         q, k, v = self.heads(x_t.unsqueeze(1), positions)
         q, k = self.q_map(q, positions).to(total.dtype), self.k_map(k, positions).to(total.dtype)  # (B, H, 1, F)

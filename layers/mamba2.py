@@ -11,6 +11,7 @@ import layers
 from layers.base import Layer, positive, split_heads
 from layers.gated_projection import new_taps
 from layers.mamba import new_steps
+from layers.norm import WideRMSNorm
 
 
 @layers.register("mamba2", kind="sequence")
@@ -55,7 +56,7 @@ class Mamba2(Layer):
         self.dt_bias = new_steps(self.num_heads)
         self.log_a = nn.Parameter(torch.empty(self.num_heads).uniform_(1.0, 16.0).log())
         self.skip = nn.Parameter(torch.ones(self.num_heads))
-        self.norm = nn.RMSNorm(self.channels, eps=1e-5)
+        self.norm = WideRMSNorm(self.channels, eps=1e-5)
         self.out = nn.Linear(self.channels, dim, bias=False)
 
     def heads(self, streams: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -69,11 +69,12 @@ class MultiHeadHyena(Layer):
     def step(self, x_t: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         (q, v, k), past = self.inputs.step(x_t, state[0])
         keys, values = torch.cat([state[1], k.unsqueeze(-1)], -1), torch.cat([state[2], v.unsqueeze(-1)], -1)
+        self.check_tokens(keys.shape[-1])
         heads = (self.num_heads, self.head_dim)
         scores = (q.unflatten(1, heads).unsqueeze(-1) * keys.unflatten(1, heads)).sum(2)  # (B, H, t)
         weights = scores * self.taps(keys.shape[-1]).flip(-1)
-        y = (weights.unsqueeze(2) * values.unflatten(1, heads)).sum(-1)  # (B, H, P)
-        return self.out(y.flatten(1)), (past, keys, values)
+        y = (weights.unsqueeze(2) * values.unflatten(1, heads)).sum(-1)  # (B, H, P), at least fp32 as the taps are
+        return self.out(y.flatten(1).to(x_t.dtype)), (past, keys, values)
 
     def state_size(self, length: int) -> int:
         return self.inputs.past_size + 2 * self.dim * length

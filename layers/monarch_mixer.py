@@ -124,6 +124,7 @@ class MonarchMixer(Layer):
         (x1, x2, v), past = self.inputs.step(x_t, state[0])
         u = torch.cat([state[1], (x1 * v).unsqueeze(-1)], dim=-1)
         length = u.shape[-1]
+        self.check_tokens(length)
         w = torch.cat([state[2], (u * self.monarch.row(length - 1)).sum(-1, keepdim=True)], dim=-1)
         x = torch.cat([state[3], x_t.unsqueeze(-1)], dim=-1)
         h, residual = (

@@ -74,7 +74,8 @@ class RationalFilter(nn.Module):
 
     @torch.no_grad()
     def recurrence(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """a (channels, N), b (channels, N) and h0 (channels,) of the recurrence whose taps `forward` gives.
+        """a (channels, N), b (channels, N) and h0 (channels,) of the recurrence whose taps `forward` gives, at
+        least fp32.
 
         Folded onto L taps, b A^(t-1) sums to b (I - A^L)^-1 A^(t-1), and what falls on tap 0 adds to h0.
         """
@@ -89,7 +90,8 @@ class RationalFilter(nn.Module):
         b = self.b.double().unflatten(0, (self.num_a, -1))  # (num_a, channels / num_a, N)
         b = torch.linalg.solve(fold, b, left=False)
         h0 = self.h0.double() + (b @ power[:, :, :1]).flatten()
-        return a.repeat_interleave(b.shape[1], dim=0).to(self.a), b.flatten(0, 1).to(self.b), h0.to(self.h0)
+        dtype = kernels.wide(self.a).dtype
+        return a.repeat_interleave(b.shape[1], dim=0).to(dtype), b.flatten(0, 1).to(dtype), h0.to(dtype)
 
 
 @layers.register("rtf", kind="sequence")
@@ -125,7 +127,7 @@ class RTF(Layer):
     def init_state(self, batch: int) -> tuple[torch.Tensor]:
         """The last d_state values of u / (1 + a), (B, dim, N), newest first; the recurrence is computed here, once."""
         self.frozen = self.filter.recurrence()
-        return (self.zeros(batch, self.dim, self.filter.d_state),)
+        return (kernels.wide(self.zeros(batch, self.dim, self.filter.d_state)),)
 
     def step(self, x_t: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         if self.frozen is None:
@@ -135,7 +137,7 @@ class RTF(Layer):
         y = (b * s).sum(-1) + h0 * x_t
         newest = x_t - (a * s).sum(-1)
         s = torch.cat([newest.unsqueeze(-1), s[..., :-1]], dim=-1)
-        return self.out(nn.functional.gelu(y)), (s,)
+        return self.out(nn.functional.gelu(y.to(x_t.dtype))), (s,)
 
     def state_size(self, length: int) -> int:
         return self.dim * self.filter.d_state

@@ -132,7 +132,7 @@ class RWKV5(Layer):
         self.check_length(x)
         r, k, v, decay, g = self.heads(x, before(x))
         # the state before a token: what the token before would read, asked with this one's r
-        asked = F.pad(r[:, :, 1:], (0, 0, 0, 1))
+        asked = F.pad(r[:, :, 1:], (0, 0, 0, min(1, r.shape[2])))
         y = kernels.linear_attention(asked, k, v, decay=decay, normalize=False)
         return self.read(before(y), r, k, v, g)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 def before(x: torch.Tensor) -> torch.Tensor:
     """What stands one token before, zeros before the first: (..., T, d) -> (..., T, d)."""
-    return F.pad(x[..., :-1, :], (0, 0, 1, 0))
+    return F.pad(x[..., :-1, :], (0, 0, min(1, x.shape[-2]), 0))
 
 
 def new_mix(dim: int, *powers: float) -> nn.Parameter:

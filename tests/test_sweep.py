@@ -346,10 +346,25 @@ def refused(monkeypatch, capsys):
         ("plugins=mine.py", "expected a list of files, plugins=[mine.py]"),
         ("plugins=[a.py],[b.py]", "all runs of a sweep have the same plugins"),
         (f"seed={2**64}", f"seed must be at most {2**64 - 1}, got {2**64}"),
+        ("arch.stack=mlp arch.dim=10_000_000", "layer 'mlp': not enough memory for dim=10000000, max_length="),
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path, refused, mistake, message):
     assert message in refused(*TINY, *mistake.split(), f"results_dir={tmp_path}/none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_layer_without_flops_ends_in_one_line(tmp_path, refused):
+    plugin = tmp_path / "costless.py"
+    plugin.write_text(
+        "import layers\n"
+        "@layers.register('costless', kind='channel')\n"
+        "class Costless(layers.ChannelMixer):\n"
+        "    def forward(self, x):\n"
+        "        return x\n"
+    )
+    said = refused(*TINY, "arch.stack=base_conv-costless", f"plugins=[{plugin}]", f"results_dir={tmp_path}/none")
+    assert "Costless does not say its flops(length), forward, of one sequence" in said
     assert not (tmp_path / "none").exists()
 
 

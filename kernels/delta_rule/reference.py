@@ -72,4 +72,5 @@ def by_chunks(
         u = own[:, :, c] - read[:, :, c] @ state  # (B, H, C, dv)
         outputs.append(queries[:, :, c] @ state + scores[:, :, c] @ u)
         state = through[:, :, c] * state + keys[:, :, c] @ u
-    return (torch.stack(outputs, 2) if outputs else v), state
+    # without tokens nothing, on which all depend: gradients of zeros, not none
+    return (torch.stack(outputs, 2) if outputs else own + scores.sum()), state

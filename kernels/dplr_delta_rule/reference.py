@@ -82,4 +82,4 @@ def by_chunks(
         u = own_c + read_c @ state  # (B, H, C, dv)
         outputs.append(y_c + queries_c @ state + scores_c @ u)
         state = through_c * state + added_c + written_c @ u
-    return (torch.stack(outputs, 2) if outputs else v), state
+    return (torch.stack(outputs, 2) if outputs else y), state  # without tokens y is empty, and depends on all

@@ -34,12 +34,12 @@ def fft_conv(
             w = w * wide(pre_gate)
         if skip is not None:  # the direct path is one more weight on tap 0
             k = torch.cat([k[:, :1] + wide(skip).unsqueeze(-1), k[:, 1:]], dim=-1)
-        if keep is not None:
+        if not w.numel():
+            y = w + k.sum()  # empty, and of no FFT
+        elif keep is not None:
             y = by_low_frequencies(w, k, keep)
-        elif w.numel():
-            y = by_toeplitz(w, k) if length <= TOEPLITZ_MAX else by_fft(w, k)
         else:
-            y = w * k.sum()  # empty, and of no FFT
+            y = by_toeplitz(w, k) if length <= TOEPLITZ_MAX else by_fft(w, k)
         return (y if post_gate is None else y * wide(post_gate)).to(dtype)
 
 

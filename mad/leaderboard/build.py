@@ -132,6 +132,12 @@ def problems(table: Frame) -> Frame:
     return found
 
 
+def _settings(table: Frame) -> Frame:
+    """The number of each run's setting."""
+    given = problems(table)
+    return given.groupby(list(given), dropna=False, sort=False).ngroup()
+
+
 def score_of(table: Frame) -> str:
     """What the runs themselves were scored by."""
     used = table["train.score"].dropna().unique() if "train.score" in table else []
@@ -143,8 +149,7 @@ def score_of(table: Frame) -> str:
 def _runs(table: Frame, score: str) -> Frame:
     """arch (label), task, setting (number), seed, status, score, valid of each run."""
     runs = pd.DataFrame({"arch": _labels(table), "task": table["task"].astype(str)})
-    given = problems(table)
-    runs["setting"] = given.groupby(list(given), dropna=False, sort=False).ngroup()
+    runs["setting"] = _settings(table)
     runs["seed"] = table["seed"].fillna(-1) if "seed" in table else 0
     runs["status"] = table["status"] if "status" in table else "ok"
     for status in runs["status"].unique():
@@ -171,7 +176,7 @@ def _labels(table: Frame) -> Frame:
     """The rows of the leaderboard: names, and where one name stands for several models, what tells them apart: options,
     the text of the plugins that define them, the rule by which an evaluation is reported.
 
-    `arch.max_length` tells nothing: it follows the task.
+    `arch.max_length` follows the task and tells nothing, unless one setting has several: see `_with_length`.
     """
     labels = table["arch"].astype(str)
     for column in table:
@@ -181,7 +186,19 @@ def _labels(table: Frame) -> Frame:
             several = table.groupby("arch")[column].transform("nunique", dropna=False) > 1
             key = str(column).removeprefix("arch.").removeprefix("versions.")
             labels = labels.mask(several, labels + f" {key}=" + table[column].astype(str))
-    return labels
+    return _with_length(labels, table) if "arch.max_length" in table else labels
+
+
+def _with_length(labels: Frame, table: Frame) -> Frame:
+    """Labels of models that meet one setting with several lengths, for which filters and positions are made, tell which
+    it is. Where the shortest differs from setting to setting it may be the task's own: it stays without."""
+    lengths = _numbers(table["arch.max_length"])
+    settings = [labels, _settings(table)]
+    several = (lengths.groupby(settings).transform("nunique") > 1).groupby(labels).transform("any")
+    shortest = lengths.groupby(settings).transform("min")
+    chosen = (lengths != shortest) | (shortest.groupby(labels).transform("nunique") == 1)
+    text = labels + " max_length=" + lengths.astype("Int64").astype(str)
+    return labels.mask(several & chosen & lengths.notna(), text)
 
 
 def _selected(runs: Frame) -> Frame:

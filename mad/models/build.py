@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from layers.base import Layer
+from mad.memory import enough_for
 from mad.models.stack import Stack, new_norm
 from mad.registry import unknown
 
@@ -110,10 +111,13 @@ class Embedding(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(vocab_size, dim)
         nn.init.normal_(self.tokens.weight, std=0.02)
+        self.max_length = max_length
         self.positions = nn.Parameter(0.02 * torch.randn(max_length, dim)) if positions else None
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        if tokens.shape[1] > self.max_length:  # not all layers have a limit; learned positions and the decoder's do
+            raise ValueError(f"the model was built for max_length={self.max_length}, got {tokens.shape[1]} tokens")
         small = tokens.is_cuda and self.tokens.num_embeddings <= FEW
         x = Lookup.apply(self.tokens.weight, tokens) if small else self.tokens(tokens)
         if self.positions is not None:
@@ -168,23 +172,24 @@ def build(
             by the square root of the number of branches (Radford et al. 2019), as Zoology's code.
 
     Raises:
-        ValueError: an unknown head, norm, init, layer or option, or sizes that do not fit.
+        ValueError: an unknown head, norm, init, layer or option, or sizes that do not fit, be it into memory.
     """
     if head not in HEADS:
         raise unknown("head", head, HEADS)
     if init not in INITS:
         raise unknown("init", init, INITS)
-    model = HEADS[head](
-        stack,
-        dim,
-        vocab_size,
-        max_length,
-        norm=norm,
-        tied_embeddings=tied_embeddings,
-        embed_dropout=embed_dropout,
-        positions=positions,
-        head_bias=head_bias,
-    )
+    with enough_for(f"a model with dim={dim}, vocab_size={vocab_size}, max_length={max_length}"):  # layers say it first
+        model = HEADS[head](
+            stack,
+            dim,
+            vocab_size,
+            max_length,
+            norm=norm,
+            tied_embeddings=tied_embeddings,
+            embed_dropout=embed_dropout,
+            positions=positions,
+            head_bias=head_bias,
+        )
     if init != "own":
         draw_linear_maps(model, len(model.stack.layers) ** -0.5 if init == "gpt2" else 1.0)
     return model

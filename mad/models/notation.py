@@ -23,14 +23,22 @@ def expand(stack: Any) -> list[Spec]:
     """The flat list of specs, each a name, a mapping with `name`, or a mapping with `parallel` (a list of those two).
 
     Raises:
-        ValueError: an entry that is none of the above, or an empty stack.
+        ValueError: an entry that is none of the above, or an empty stack; the message begins with where it stands, for
+            instance stack[2].parallel[0].
     """
-    entries = [stack] if isinstance(stack, (str, Mapping)) else stack
+    return _expand(stack, "stack")
+
+
+def _expand(stack: Any, where: str) -> list[Spec]:
+    alone = isinstance(stack, (str, Mapping))
+    entries = [stack] if alone else stack
     if not isinstance(entries, (list, tuple)):
-        raise ValueError(f"a stack is a list of layers or one string such as 'hyena-swiglu*2', got {stack!r}")
-    specs = [spec for entry in entries for spec in _entry(entry)]
+        raise ValueError(f"{where}: a stack is a list of layers or one string such as 'hyena-swiglu*2', got {stack!r}")
+    specs = [spec for i, e in enumerate(entries) for spec in _entry(e, where if alone else f"{where}[{i}]")]
     if not specs:
-        raise ValueError("the stack is empty; name at least one layer, for instance arch.stack=hyena-swiglu*2")
+        raise ValueError(
+            f"{where}: the stack is empty; name at least one layer, for instance arch.stack=hyena-swiglu*2"
+        )
     return specs
 
 
@@ -44,28 +52,26 @@ def compact(stack: Any) -> str:
     raise AssertionError("a list is one repeat of itself")
 
 
-def _entry(entry: Any) -> list[Spec]:
+def _entry(entry: Any, where: str) -> list[Spec]:
     if isinstance(entry, str):
         pattern, star, times = entry.partition("*")
         names = pattern.split("-")
         if not all(name.strip() for item in names for name in item.split("|")):
-            raise ValueError(f"stack entry {entry!r} has an empty name; expected for instance 'hyena-swiglu*2'")
-        return [_term(name.strip()) for name in names] * (_count(times, entry) if star else 1)
+            raise ValueError(f"{where}: {entry!r} has an empty name; expected for instance 'hyena-swiglu*2'")
+        return [_term(name.strip()) for name in names] * (_count(times, entry, where) if star else 1)
     if isinstance(entry, Mapping):
         for key, allowed in (("repeat", {"repeat", "layers"}), ("parallel", {"parallel"})):
             if key in entry and set(entry) != allowed:
-                raise ValueError(f"stack entry {dict(entry)!r} must have just the keys {', '.join(sorted(allowed))}")
+                raise ValueError(f"{where}: {dict(entry)!r} must have just the keys {', '.join(sorted(allowed))}")
         if "repeat" in entry:
-            return expand(entry["layers"]) * _count(entry["repeat"], entry)
+            return _expand(entry["layers"], f"{where}.layers") * _count(entry["repeat"], entry, where)
         if "parallel" in entry:
-            given = entry["parallel"]
-            given = given.split("|") if isinstance(given, str) else [given] if isinstance(given, Mapping) else given
-            if not isinstance(given, (list, tuple)) or not given:
-                raise ValueError(f"'parallel' is a list of layers, at least one, got {entry['parallel']!r}")
-            return [{"parallel": [_branch(branch) for branch in given]}]
+            return [{"parallel": _branches(entry["parallel"], f"{where}.parallel")}]
         if "name" in entry:
+            if not isinstance(entry["name"], str):
+                raise ValueError(f"{where}: 'name' is the name of one layer, a string, got {entry['name']!r}")
             return [dict(entry) if len(entry) > 1 else entry["name"]]
-    raise ValueError(f"a stack entry is a name or a mapping with 'name', 'repeat' or 'parallel', got {entry!r}")
+    raise ValueError(f"{where}: an entry is a name or a mapping with 'name', 'repeat' or 'parallel', got {entry!r}")
 
 
 def _term(text: str) -> Spec:
@@ -73,16 +79,22 @@ def _term(text: str) -> Spec:
     return names[0] if len(names) == 1 else {"parallel": names}
 
 
-def _branch(branch: Any) -> Spec:
-    specs = _entry(branch)
-    if len(specs) != 1 or (isinstance(specs[0], dict) and "parallel" in specs[0]):
-        raise ValueError(f"a branch of 'parallel' is one layer, got {branch!r}")
-    return specs[0]
+def _branches(given: Any, where: str) -> list[Spec]:
+    branches = given.split("|") if isinstance(given, str) else [given] if isinstance(given, Mapping) else given
+    if not isinstance(branches, (list, tuple)) or not branches:
+        raise ValueError(f"{where}: 'parallel' is a list of layers, at least one, got {given!r}")
+    found = []
+    for i, branch in enumerate(branches):
+        specs = _entry(branch, f"{where}[{i}]")
+        if len(specs) != 1 or (isinstance(specs[0], dict) and "parallel" in specs[0]):
+            raise ValueError(f"{where}[{i}]: a branch of 'parallel' is one layer, got {branch!r}")
+        found += specs
+    return found
 
 
-def _count(times: Any, entry: Any) -> int:
+def _count(times: Any, entry: Any, where: str) -> int:
     if not str(times).strip().isdigit() or int(times) < 1:
-        raise ValueError(f"the repeat in stack entry {entry!r} must be a whole number of at least 1, got {times!r}")
+        raise ValueError(f"{where}: the repeat of {entry!r} must be a whole number of at least 1, got {times!r}")
     return int(times)
 
 

@@ -192,6 +192,17 @@ def test_nothing_at_all_of_one_dimension(backend, batch, channels, length, taps)
         torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b)
 
 
+@pytest.mark.parametrize("batch, channels, length", [(0, 3, 5), (2, 0, 5), (2, 3, 0)])
+@pytest.mark.parametrize("keep", [2, 1000])
+def test_low_frequencies_of_nothing(batch, channels, length, keep):
+    u = torch.randn(batch, channels, length, requires_grad=True)
+    k, skip = torch.randn(channels, 4, requires_grad=True), torch.randn(channels, requires_grad=True)
+    y = kernels.fft_conv(u, k, skip=skip, keep=keep)
+    assert y.shape == u.shape
+    for t, gradient in zip((u, k, skip), torch.autograd.grad(y.sum(), (u, k, skip)), strict=True):
+        assert torch.equal(gradient, torch.zeros_like(t))
+
+
 @pytest.mark.parametrize("length, taps", [(127, 127), (128, 64), (200, 200), (20, 60)])
 def test_the_taps_gradient_is_contiguous(length, taps):
     """As its fake says, by which compiled code goes."""

@@ -54,11 +54,11 @@ def test_sums_reach_beyond_half_precision(backend, repeats):
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("repeats", [1, 2])
 def test_gradients_of_wide_taps_reach_beyond_half_precision(backend, repeats):
-    u = torch.ones(64, 1, 2048, device=HERE).half()
+    u = torch.full((8, 1, 1024), 16.0, device=HERE).half()
     w, bias = (torch.ones(*shape, device=HERE, requires_grad=True) for shape in ((repeats, 3), (repeats,)))
     y = kernels.short_conv(u, w, bias, backend=backend)
     dw, db = torch.autograd.grad(y, (w, bias), torch.ones_like(y))
-    assert dw.tolist() == repeats * [[64.0 * n for n in (2046, 2047, 2048)]] and db.tolist() == repeats * [64.0 * 2048]
+    assert dw.tolist() == repeats * [[128.0 * n for n in (1022, 1023, 1024)]] and db.tolist() == repeats * [8.0 * 1024]
 
 
 def test_a_bias_in_any_layout(where):
@@ -83,21 +83,21 @@ def laid_out(stored, repeats, *shape_and_width):
 @pytest.mark.parametrize("stored", LAYOUTS)
 @pytest.mark.parametrize("repeats", [1, 2, 4])
 def test_any_layout(where, repeats, stored):
-    verify(kernels.short_conv, oracle, laid_out(stored, repeats, 4, 2, 20, 5), activation="silu", **where)
+    verify(kernels.short_conv, oracle, laid_out(stored, repeats, 2, 2, 20, 5), activation="silu", **where)
 
 
 @pytest.mark.parametrize(
     "batch, channels, length, width, activation",
     [
         (4, 2, 63, 5, None),
-        (8, 1, 130, 3, "silu"),
-        (4, 3, 4, 4, "gelu"),
+        (4, 1, 130, 3, "silu"),
+        (4, 2, 4, 4, "gelu"),
         (4, 1, 7, 2, None),
         (4, 2, 5, 1, "silu"),
     ],
 )
 @pytest.mark.parametrize("stored", LAYOUTS)
-@pytest.mark.parametrize("repeats", [1, 2, 4])
+@pytest.mark.parametrize("repeats", [1, 3])
 def test_four_tokens_a_word(half, repeats, stored, batch, channels, length, width, activation):
     """Sequences that start within a word, or fill whole words, or do neither."""
     given = laid_out(stored, repeats, batch, channels, length, width)
@@ -152,7 +152,7 @@ def test_a_share_of_the_batch_is_several_sequences(where, monkeypatch, stored, r
 def test_streams_are_parts_of_the_outputs(where, channels, repeats, streams, length, width):
     """Also where a part begins within the channels."""
     torch.manual_seed(4)
-    u, outputs = torch.randn(channels, 3, length).double().transpose(0, 1), repeats * channels
+    u, outputs = torch.randn(channels, 2, length).double().transpose(0, 1), repeats * channels
     given = {"u": u, "w": torch.randn(outputs, width).double(), "bias": torch.randn(outputs).double()}
 
     def parts(u, w, bias, *, streams, activation=None):
@@ -174,9 +174,9 @@ def test_streams_as_training_has_them(batch, length, repeats):
 
     torch.manual_seed(6)
     u, w, dys = (
-        channel_first(6),
-        torch.randn(6 * repeats, 3, device=HERE),
-        [channel_first(2 * repeats) for _ in range(3)],
+        channel_first(3),
+        torch.randn(3 * repeats, 3, device=HERE),
+        [channel_first(repeats) for _ in range(3)],
     )
     assert words.backward(u, w, dys) is not None
     du, sums = triton.gradients(u, w, None, dys, "none")

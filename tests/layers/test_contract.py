@@ -69,12 +69,14 @@ def test_shape_type_and_repetition(spec):
         assert torch.equal(y, layer(x))
 
 
-def test_a_batch_of_no_sequences(spec):
-    layer, x = build(spec), sequence()[:0].requires_grad_()
+@pytest.mark.parametrize("batch, length", [(0, LENGTH), (2, 0), (0, 0)])
+def test_no_sequences_or_none_but_empty_ones(spec, batch, length):
+    layer, x = build(spec), sequence(length, batch).requires_grad_()
     y = layer(x)
     assert y.shape == x.shape
-    (dx,) = torch.autograd.grad(y.sum(), x)
-    assert dx.shape == x.shape
+    y.sum().backward()
+    for name, leaf in (("x", x), *layer.named_parameters()):
+        assert leaf.grad is not None and not leaf.grad.any(), name
 
 
 def test_causality(spec):
@@ -111,6 +113,23 @@ def test_step_by_step_equals_in_parallel_and_state_size_is_the_states(spec):
         y_t, state = layer.step(x[:, t], state)
         torch.testing.assert_close(y_t, y[:, t], rtol=1e-7, atol=1e-8)
         assert sum(leaf.numel() for leaf in tree_leaves(state)) == 2 * layer.state_size(t + 1)
+
+
+def test_a_step_too_many_is_refused_or_is_none(spec):
+    """What has no taps or positions left says so as forward does; what forgets, or does not count, goes on."""
+    torch.manual_seed(0)
+    layer = layers.build(spec, DIM, 5).double()
+    if not layer.causal:
+        return
+    state, refused = layer.init_state(2), None
+    for t, x_t in enumerate(sequence(12).unbind(1)):
+        try:
+            y_t, state = layer.step(x_t, state)
+        except ValueError as error:
+            refused = t, str(error)
+            break
+        assert y_t.isfinite().all() and (t < 5 or layer.state_size(t + 1) == layer.state_size(5)), t
+    assert refused in (None, (5, f"{type(layer).__name__} was built for max_length=5, got 6 tokens"))
 
 
 def test_every_parameter_gets_a_finite_gradient(spec):
@@ -153,10 +172,73 @@ def test_autocast(spec):
     assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in (x, *layer.parameters()))
 
 
+def of_tokens(y, want, size):
+    """The median over the tokens of |y - want| / |size|: where a layer divides by almost nothing, any rounding moves
+    single tokens as far as one likes."""
+    return ((y.double() - want.double()).norm(dim=-1) / size.norm(dim=-1)).median().item()
+
+
+def test_bf16_throughout(spec):
+    """Weights and inputs in bf16, no autocast."""
+    layer, x = build(spec, torch.bfloat16).to(HERE), sequence().to(HERE, torch.bfloat16).requires_grad_()
+    y = layer(x)
+    assert y.dtype == torch.bfloat16 and y.shape == x.shape
+    want = copy.deepcopy(layer).double()(x.double()).detach()
+    assert of_tokens(y, want, want) < 0.05
+    y.float().square().mean().backward()
+    assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in (x, *layer.parameters()))
+    if not layer.causal:
+        return
+    with torch.no_grad():
+        state, outputs = layer.init_state(2), []
+        types = [leaf.dtype for leaf in tree_leaves(state)]
+        for x_t in x.unbind(1):
+            y_t, state = layer.step(x_t, state)
+            assert y_t.dtype == torch.bfloat16
+            assert [leaf.dtype for leaf in tree_leaves(state)] == types
+            outputs.append(y_t)
+    assert of_tokens(torch.stack(outputs, 1), y, want) < 0.05
+
+
 @pytest.mark.parametrize("name", layers.names())
 def test_an_unknown_option_is_refused(name):
     with pytest.raises(ValueError, match=f"unknown option of layer '{name}': 'no_such_option'"):
         layers.build({"name": name, "no_such_option": 1}, DIM, LENGTH)
+
+
+@pytest.mark.parametrize("spec", ["mlp", {"name": "mamba", "rank": 2}, "dense_hyena_experts"])
+@pytest.mark.parametrize("dim, at_once", [(10**7, r" \([\d,]{4,}.\d GB at once\)$"), (10**19, "$")])
+def test_more_than_memory_holds_is_refused_by_name(spec, dim, at_once):
+    name, options = layers.resolve(spec)
+    asked = "".join(f", {key}={value}" for key, value in options.items())
+    with pytest.raises(
+        ValueError, match=f"^layer '{name}': not enough memory for dim={dim}, max_length=8{asked}{at_once}"
+    ):
+        layers.build(spec, dim, 8)
+
+
+def test_a_mistake_in_a_layer_is_not_taken_for_a_lack_of_memory(monkeypatch):
+    def wrong(self, dim, max_length):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(layers.registry.get("identity"), "__init__", wrong)
+    with pytest.raises(RuntimeError, match="^shapes do not fit$"):
+        layers.build("identity", 8, 8)
+
+
+@pytest.mark.parametrize("name", [["hyena"], None, {"name": "hyena"}])
+def test_a_name_is_a_string(name):
+    with pytest.raises(ValueError, match="^the name of a layer is a string, got "):
+        layers.build({"name": name}, 8, 8)
+
+
+@pytest.mark.parametrize("method", ["flops", "state_size"])
+def test_a_layer_without_costs_says_what_it_lacks(method):
+    class Mine(layers.Layer):
+        pass
+
+    with pytest.raises(NotImplementedError, match=rf"^Mine does not say its {method}\(length\)"):
+        getattr(Mine(8, 8), method)(4)
 
 
 SWITCHES = [

@@ -52,7 +52,6 @@ def test_best_of_the_grid_then_mean_over_settings_then_mean_over_tasks():
         ("optim.schedule", 1),
         ("lr", 1),
         ("train.precision", 1),
-        ("arch.max_length", 1),
         ("device", 1),
     ],
 )
@@ -213,6 +212,30 @@ def test_one_name_for_several_models_is_several_rows():
         row("other", accuracy=0.3, stack="mlp", **{"arch.dim": 64}),
     )
     assert list(board.index) == ["other", "hyena dim=128", "hyena dim=64"]
+
+
+def of_length(length: Any, seq_len: int, accuracy: float, arch: str = "hyena") -> dict:
+    return row(arch, accuracy=accuracy, **{"arch.max_length": length, "task.seq_len": seq_len})
+
+
+def test_a_length_that_follows_the_task_is_no_model_of_its_own():
+    board = build(of_length(32, 32, 0.2), of_length(64, 64, 0.4), of_length(np.nan, 64, 0.1))
+    assert list(board.index) == ["hyena"] and board.loc["hyena", "settings_done"] == 2
+
+
+def test_one_setting_at_several_lengths_is_several_models():
+    board = build(
+        *(of_length(n, seq_len, n / 256) for n in (64, 128) for seq_len in (32, 64)),
+        of_length(32, 32, 0.9, "other"),
+        of_length(64, 64, 0.9, "other"),
+    )
+    assert list(board.index) == ["other", "hyena max_length=128", "hyena max_length=64"]
+    assert board["copy"].tolist() == [0.9, 0.5, 0.25] and set(board["settings_done"]) == {2}
+
+
+def test_beside_lengths_that_follow_the_task_one_that_was_asked_for_is_told():
+    board = build(of_length(32, 32, 0.2), of_length(64, 64, 0.4), of_length(128, 32, 0.1), of_length(128, 64, 0.1))
+    assert board["copy"].round(6).to_dict() == {"hyena": 0.3, "hyena max_length=128": 0.1}
 
 
 def test_any_table_with_the_three_columns_will_do():

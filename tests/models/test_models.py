@@ -21,6 +21,24 @@ def test_language_model_is_causal():
     assert not torch.allclose(m(changed)[:, 12:], logits[:, 12:])
 
 
+@pytest.mark.parametrize("head", ["lm", "autoencoder"])
+@pytest.mark.parametrize("stack, positions", [("hyena", False), ("mlp", False), ("mlp", True), ("mamba", True)])
+def test_a_token_too_many_is_refused(head, stack, positions):
+    m = models.build(stack, 32, 11, 20, head, positions=positions)
+    assert m(torch.zeros(2, 20, dtype=torch.long)).shape == (2, 20, 11)
+    with pytest.raises(ValueError, match="the model was built for max_length=20, got 21 tokens"):
+        m(torch.zeros(2, 21, dtype=torch.long))
+
+
+def test_a_stack_s_step_too_many_is_refused():
+    stack = models.build(["mamba|hyena", "mlp"], 32, 11, 3).stack
+    state, x_t = stack.init_state(2), torch.randn(2, 32)
+    for _ in range(3):
+        _, state = stack.step(x_t, state)
+    with pytest.raises(ValueError, match="Hyena was built for max_length=3, got 4 tokens"):
+        stack.step(x_t, state)
+
+
 def test_logits_at_some_positions_are_those_of_all():
     torch.manual_seed(0)
     for head in ("lm", "autoencoder"):
@@ -126,6 +144,14 @@ def test_a_token_uses_its_own_experts():
         ({"head": "lmm"}, "unknown head 'lmm' .did you mean 'lm'"),
         ({"norm": "rmss"}, "unknown norm 'rmss' .did you mean 'rms'"),
         ({"init": "norml"}, "unknown init 'norml' .did you mean 'normal'"),
+        (
+            {"dim": 10**7, "stack": "mlp"},
+            "layer 'mlp': not enough memory for dim=10000000, max_length=20 .1,600,000.0 GB",
+        ),
+        (
+            {"vocab_size": 10**14},
+            "not enough memory for a model with dim=32, vocab_size=100000000000000, max_length=20",
+        ),
     ],
 )
 def test_bad_models(change, message):

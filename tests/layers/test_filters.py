@@ -1,0 +1,16 @@
+"""Filters in bf16: their weights are rounded, the taps are those of the rounded weights."""
+
+import copy
+
+import pytest
+import torch
+
+from layers.filters import build_filter
+
+
+@pytest.mark.parametrize("spec", ["implicit", {"name": "implicit", "sine_frequency": 10.0}, "rtf"])
+def test_bf16_does_not_count_tokens_or_turn_angles(spec):
+    torch.manual_seed(0)
+    short = build_filter(spec, 8, 1000).bfloat16()
+    found, want = short(1000).double(), copy.deepcopy(short).double()(1000)
+    torch.testing.assert_close(found, want, rtol=1e-2, atol=1e-4 * want.abs().max().item())
