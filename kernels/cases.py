@@ -4,7 +4,8 @@ A cases module holds
     SHAPES      list of dicts: the shapes of the published benchmark and of our own tasks, which `kernels.bench` times
     CONFIGS     list of dicts: small shapes that together reach every configuration the kernel's rules can choose,
                 those of SHAPES among them, the most demanding first. What a folder offers besides (with a bias, gated,
-                "step": one token of decoding, without gradients) is a key of a shape, in both lists
+                "step": one token of decoding, without gradients; "keep": by kernels of its own) is a key of a shape, in
+                both lists
     tensors(shape, dtype, device) -> dict of the function's tensors, N(0, 1)-sized
     work(shape, size, backward) -> Work: what must at least be moved and computed (size: bytes per element)
     rivals() -> dict of name -> function with the kernel's signature, the strongest stock alternatives; or of name ->
@@ -25,6 +26,8 @@ import torch
 
 import kernels
 from mad.registry import unknown
+
+KINDS = ("step", "keep")  # of shapes that other operators or kernels of a folder compute
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,14 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"kernels.{name}.cases")
 
 
-def smallest(module: ModuleType, step: bool = False) -> dict[str, Any]:
-    """The one of a kernel's CONFIGS that moves the fewest bytes: what an interpreter can still run."""
-    shapes = (shape for shape in module.CONFIGS if bool(shape.get("step")) == step)
+def kinds(module: ModuleType) -> list[str | None]:
+    """Those of a kernel's CONFIGS; None: neither of KINDS."""
+    return [None, *(kind for kind in KINDS if any(shape.get(kind) for shape in module.CONFIGS))]
+
+
+def smallest(module: ModuleType, kind: str | None = None) -> dict[str, Any]:
+    """The one of a kernel's CONFIGS of a kind that moves the fewest bytes: what an interpreter can still run."""
+    shapes = (shape for shape in module.CONFIGS if [k for k in KINDS if shape.get(k)] == ([kind] if kind else []))
     return min(shapes, key=lambda shape: module.work(shape, 4, False).bytes)
 
 

@@ -24,18 +24,20 @@ def fft_conv(
         k: (H, K); k[:, j] multiplies the token j steps back. Taps beyond L have no effect; none is one of zero.
         skip: (H,), a direct path beside the convolution.
         pre_gate, post_gate: (B, H, L).
-        keep: drop all frequencies of the filter but the lowest `keep`, of the power of two at least 2 L that its FFT
-            has: the filter then reaches into the future, too. (FlashFFTConv's frequency-sparse convolution.)
-        backend: "auto" | "torch" | "triton"; `keep` has no Triton kernel, "auto" is torch for it.
+        keep: drop all frequencies of the filter (skip included) but the lowest `keep`, of the power of two at least 2 L
+            that its FFT has: it then reaches into the future, too. (FlashFFTConv's frequency-sparse convolution.) From
+            half of the points on, all are kept.
+        backend: "auto" | "torch" | "triton".
 
     Returns:
         (B, H, L), of u's type. torch computes in fp32, or in fp64 where u is fp64. Triton rounds operands to u's type
         and sums in fp32: by Toeplitz products, which cost in proportion to K where K < L, or for long filters by
         Fourier transforms of blocks of 4,096 or 8,192 tokens (in fp16, scaled), whose spectra meet as often as K has
-        blocks. Both do on matrix units what Fu et al. 2023 (FlashFFTConv, arXiv 2311.05908) do.
+        blocks; with `keep`, by transforms that compute the kept frequencies alone. All do on matrix units what Fu et
+        al. 2023 (FlashFFTConv, arXiv 2311.05908) do.
 
     Raises:
-        ValueError: shapes that do not fit together, an unknown backend, or `keep` with backend="triton".
+        ValueError: shapes that do not fit together, keep below 1, or an unknown backend.
     """
     if u.dim() != 3 or k.dim() != 2 or k.shape[0] != u.shape[1]:
         raise ValueError(f"expected u (B, H, L) and k (H, K), got {tuple(u.shape)} and {tuple(k.shape)}")
@@ -49,11 +51,11 @@ def fft_conv(
     if k.shape[1] == 0:
         k = F.pad(k, (0, 1))
     runs = use_triton(backend, u, k, skip, pre_gate, post_gate)
-    if keep is not None and backend == "triton":
-        raise ValueError("backend='triton' has no frequency-sparse convolution; with keep use backend='auto'")
-    if runs and keep is None and u.numel():
+    if keep is not None and 2 * keep > reference.spectral_points(u.shape[2]):
+        keep = None  # nothing is dropped
+    if runs and u.numel():
         from kernels.fft_conv import triton
 
-        if backend == "triton" or triton.pays(u, k):
-            return triton.fft_conv(u, k, skip=skip, pre_gate=pre_gate, post_gate=post_gate)
+        if backend == "triton" or triton.pays(u, k, keep):
+            return triton.fft_conv(u, k, skip=skip, pre_gate=pre_gate, post_gate=post_gate, keep=keep)
     return reference.fft_conv(u, k, skip=skip, pre_gate=pre_gate, post_gate=post_gate, keep=keep)

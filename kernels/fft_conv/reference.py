@@ -56,20 +56,20 @@ def by_fft(u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
 
 
 def by_low_frequencies(u: torch.Tensor, k: torch.Tensor, keep: int) -> torch.Tensor:
-    """The filter without its frequencies from `keep` on, of the `spectral_points(L)` that there are: not causal.
+    """The filter without its frequencies from `keep` on, at most half of the `spectral_points(L)` that there are: not
+    causal.
 
     Few frequencies are two products with cosines and sines, in which the others do not occur; many are an FFT.
     """
     length = u.shape[-1]
     n = spectral_points(length)
-    keep = min(keep, n // 2 + 1)
     if keep > PRODUCTS_UPTO * math.log2(n):
         low = torch.fft.rfft(u, n=n)[..., :keep] * torch.fft.rfft(k, n=n)[..., :keep]
         return torch.fft.irfft(F.pad(low, (0, n // 2 + 1 - keep)), n=n)[..., :length]
     f = torch.arange(keep, device=u.device)
     angle = (torch.outer(torch.arange(length, device=u.device), f) % n).double() * (2 * math.pi / n)  # (L, keep)
     c, s = angle.cos().to(u), angle.sin().to(u)
-    weight = torch.where((f == 0) | (2 * f == n), 1.0, 2.0).to(u) / n  # a frequency and its mirror image
+    weight = torch.where(f == 0, 1.0, 2.0).to(u) / n  # a frequency and its mirror image
     k_real, k_imag = k @ c[: k.shape[1]] * weight, k @ s[: k.shape[1]] * weight  # the sign of imag is left out of both
     u_real, u_imag = u @ c, u @ s  # (B, H, keep)
     return (u_real * k_real - u_imag * k_imag) @ c.t() + (u_real * k_imag + u_imag * k_real) @ s.t()

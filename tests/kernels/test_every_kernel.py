@@ -23,19 +23,18 @@ def module(request):
         yield cases.load(request.param)
 
 
-def folders_and_steps():
+def folders_and_kinds():
     for name in cases.names():
-        yield pytest.param((name, False), id=name)
-        if any(shape.get("step") for shape in cases.load(name).CONFIGS):
-            yield pytest.param((name, True), id=f"{name}, a step")
+        for kind in cases.kinds(cases.load(name)):
+            yield pytest.param((name, kind), id=f"{name}, {kind}" if kind else name)
 
 
-@pytest.fixture(params=folders_and_steps())
+@pytest.fixture(params=folders_and_kinds())
 def case(request):
-    """A folder's module, and its smallest shape; of decoding, where it has such."""
-    name, step = request.param
+    """A folder's module, and its smallest shape of each kind."""
+    name, kind = request.param
     with within_bounds():
-        yield cases.load(name), cases.smallest(cases.load(name), step)
+        yield cases.load(name), cases.smallest(cases.load(name), kind)
 
 
 def inputs(case, dtype=torch.float32):
@@ -97,9 +96,9 @@ def test_fakes_are_true_whatever_the_layout(case, turned):
 
 
 def without_gradients():
-    for case in folders_and_steps():
-        name, step = case.values[0]
-        if not cases.gradients(cases.load(name), cases.smallest(cases.load(name), step)):
+    for case in folders_and_kinds():
+        name, kind = case.values[0]
+        if not cases.gradients(cases.load(name), cases.smallest(cases.load(name), kind)):
             yield case
 
 

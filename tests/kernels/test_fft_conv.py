@@ -24,7 +24,7 @@ def oracle(u, k, skip=None, pre_gate=None, post_gate=None, keep=None):
         matrix = torch.where(lag >= 0, taps[:, lag.clamp(min=0)], 0.0)  # (H, t, s)
     else:
         points = 2 * 2 ** (length - 1).bit_length()
-        f = torch.arange(points)
+        f = torch.arange(points, device=u.device)
         spectrum = torch.fft.fft(k[:, :length], n=points) * (torch.minimum(f, points - f) < keep)
         matrix = torch.fft.ifft(spectrum).real[:, lag % points]
     y = torch.einsum("hts,bhs->bht", matrix, w)
@@ -154,6 +154,111 @@ def test_only_low_frequencies(length, keep):
     assert relative_error(got, oracle(**given, keep=keep)) < 1e-10
 
 
+@pytest.mark.parametrize(
+    "batch, channels, length, taps, keep, gated",
+    [
+        (3, 1, 1, 1, 1, True),  # of two points
+        (2, 2, 63, 63, 1, True),  # the mean
+        (2, 2, 63, 40, 9, False),  # rows alone
+        (3, 2, 127, 127, 50, True),  # columns, too
+        (1, 2, 100, 160, 128, True),  # half of the points: the most that drops any
+        (2, 2, 100, 100, 129, True),  # nothing is dropped
+        (2, 1, 700, 30, 90, False),
+        (1, 1, 1100, 1100, 500, True),
+    ],
+)
+def test_kept_frequencies(where, batch, channels, length, taps, keep, gated):
+    given = streams(batch, channels, length, taps, gated)
+    verify(kernels.fft_conv, oracle, given, wide=("k", "skip"), keep=keep, **where)
+
+
+def test_kept_frequencies_without_skip(where):
+    given = {name: t for name, t in streams(2, 2, 90, 70).items() if name in ("u", "k", "pre_gate")}
+    verify(kernels.fft_conv, oracle, given, wide=("k",), keep=30, **where)
+
+
+@pytest.fixture
+def in_pieces(monkeypatch):
+    """Tiles of few tokens and of few columns: programs that can neither hold a sequence of so many tokens, nor sum its
+    spectrum at once."""
+    from kernels.fft_conv import lowpass
+
+    for tiles in (lowpass.READ, lowpass.WRITTEN):
+        for size in tiles:
+            monkeypatch.setitem(tiles, size, 64 * 32)
+    monkeypatch.setitem(lowpass.BLOCK, 2, 32)
+    return 64 * 32 + 50
+
+
+@pytest.mark.parametrize("keep", [50, 1500, 2100])
+def test_kept_frequencies_in_pieces(where, in_pieces, keep):
+    given = streams(1, 1, in_pieces, 900)
+    verify(kernels.fft_conv, kernels.fft_conv, given, wide=("k", "skip"), keep=keep, **where)
+
+
+@pytest.mark.parametrize("length", [300, 2100])
+@pytest.mark.parametrize("u, k", [(1.0, 1e-4), (1e-3, 1.0), (30000.0, 0.1), (0.0, 1.0), (1.0, 0.0)])
+def test_kept_frequencies_of_any_scale(half, in_pieces, length, u, k):
+    given: dict[str, Any] = streams(1, 2, length, length, gated=False)
+    given |= {"u": u * given["u"].clamp(-2, 2), "k": k * given["k"], "skip": k * given["skip"]}
+    if u and k:
+        verify(kernels.fft_conv, kernels.fft_conv, given, wide=("k", "skip"), keep=100, **half)
+    else:
+        given = {name: t.to(half["device"], half["dtype"]) for name, t in given.items()}
+        assert not kernels.fft_conv(**given, keep=100, backend="triton").any()
+
+
+@pytest.mark.parametrize("length", [300, 40000])
+def test_kept_frequencies_of_a_constant(half, length):
+    """The most that one frequency can hold, which of 40,000 tokens is more than fp16 has numbers for."""
+    given = streams(1, 1, length, 60, gated=False)
+    given |= {"u": torch.full_like(given["u"], 30000.0), "k": given["k"] / 8, "skip": given["skip"] / 8}
+    verify(kernels.fft_conv, kernels.fft_conv, given, wide=("k", "skip"), keep=5, **half)
+
+
+@pytest.mark.parametrize("first", [0, 32])
+def test_kept_frequencies_of_loud_and_quiet_tiles(half, in_pieces, first):
+    """Each comes in a unit of its own: the loudest may be the first or another."""
+    given = streams(1, 1, in_pieces, in_pieces, gated=False)
+    given["u"][..., torch.arange(in_pieces) % 64 // 32 == first // 32] *= 1000
+    verify(kernels.fft_conv, kernels.fft_conv, given, wide=("k", "skip"), keep=300, **half)
+
+
+def test_a_filter_without_what_the_sequence_has(half):
+    """A low note, and a filter of a high one with little else: products far below what the two could make."""
+    given = streams(1, 1, 256, 256, gated=False)
+    t = torch.arange(256).double()
+    given |= {"u": (torch.cos(0.1 * t) + 1e-3 * given["u"]), "skip": 0 * given["skip"]}
+    given["k"] = torch.cos(1.5 * t) + 1e-4 * given["k"]
+    verify(kernels.fft_conv, kernels.fft_conv, given, wide=("k", "skip"), keep=200, **half)
+
+
+@pytest.mark.parametrize("length, keep", [(1, 1), (20, 5), (100, 128), (700, 64), (4096, 64), (4096, 65), (4096, 2048)])
+def test_a_plan_has_each_kept_frequency_once(length, keep):
+    """And little more: what is dropped takes neither memory nor arithmetic."""
+    from kernels.fft_conv.lowpass_plan import plan, weights
+
+    p = plan(length, keep)
+    weight = weights(p, torch.device("cpu"))
+    f = torch.arange(p.rows)[:, None] + p.Q * (torch.arange(p.columns) - p.negative)
+    assert f[weight > 0].abs().sort().values.tolist() == list(range(keep))
+    assert weight.sum() * p.points == 2 * keep - 1
+    assert p.rows * p.columns <= max(16, 2 * keep + p.Q)
+
+
+def test_which_kept_frequencies_are_torch_s(monkeypatch):
+    """By arithmetic, where FFTs of all of them cost less; so here such as are far from the border."""
+    from kernels import checks
+    from kernels.fft_conv import triton
+
+    ran = []
+    monkeypatch.setattr(checks, "on_card", lambda t: True)
+    monkeypatch.setattr(triton, "fft_conv", lambda u, k, *, keep, **others: ran.append(keep) or u)
+    for length, keep in ((256, 64), (1 << 17, 1 << 17)):
+        kernels.fft_conv(torch.zeros(1, 1, length), torch.zeros(1, 4), keep=keep)
+    assert ran == [64]
+
+
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_a_skip_in_any_layout_and_gates_of_another_type(backend):
     given: dict[str, Any] = {name: t.float().to(HERE) for name, t in streams(2, 3, 20, 20).items()}
@@ -228,7 +333,8 @@ def test_is_a_well_formed_operator():
     torch.manual_seed(2)
     u, k = torch.randn(2, 2, 9, requires_grad=True, device=HERE), torch.randn(2, 9, requires_grad=True, device=HERE)
     gate = torch.randn(2, 2, 9, requires_grad=True, device=HERE)
-    torch.library.opcheck(triton.forward, (u, k, None, gate, None))
+    for keep in (None, 5):
+        torch.library.opcheck(triton.forward, (u, k, None, gate, None, keep))
 
 
 def test_bad_input():
@@ -241,7 +347,5 @@ def test_bad_input():
         kernels.fft_conv(u, k, keep=0)
     with pytest.raises(ValueError, match="unknown backend 'cuda'"):
         kernels.fft_conv(u, k, keep=3, backend="cuda")
-    with pytest.raises(ValueError, match="no frequency-sparse convolution; with keep use backend='auto'"):
-        kernels.fft_conv(u, k, keep=3, backend="triton")
     with pytest.raises(ValueError, match="float64 tensors; use backend='torch'"):
         kernels.fft_conv(u.double(), k, backend="triton")
