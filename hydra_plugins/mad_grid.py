@@ -103,7 +103,7 @@ class GridSweeper(Sweeper):
             params.pop("arch", None)
         elif "arch" in given or "arch.stack" in given:
             params = {key: value for key, value in params.items() if key not in ("ladder", "rung")}
-        if any(key in given for key in LENGTHS):
+        if any(key in given for key in (*LENGTHS, "train.epochs")):  # epochs count where none of the lengths is set
             given = {key: [f"{key}=null"] for key in LENGTHS} | given
         return self.parse([f"{key}={_text(value)}" for key, value in params.items()]) | given
 

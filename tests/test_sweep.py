@@ -57,6 +57,13 @@ def test_the_command_line_beats_the_sweep(expand):
     assert set(values(points, "optim.lr")) == {0.5} and len(points) == 3
 
 
+def test_epochs_on_the_command_line_take_the_place_of_the_sweeps_steps(expand):
+    points = expand("task=mqar", "arch=hyena", "train.epochs=1,2")  # the quickstart's own length is 400 steps
+    assert values(points, "train.epochs") == [1, 2] and values(points, "train.steps") == [None, None]
+    assert set(values(expand("sweeps=isoflop", "train.epochs=1"), "train.budget_flops")) == {None}
+    assert values(expand("task=mqar", "arch=hyena", "train.epochs=1", "train.steps=7"), "train.steps") == [7]
+
+
 def test_a_task_keeps_its_settings_of_the_sweep_or_takes_its_defaults(expand):
     points = expand("task=mqar,memorization", "arch=hyena")
     assert values(points, "task.name") == ["mqar", "memorization"]
