@@ -31,6 +31,8 @@ from mad.records import table as records_table
 from mad.registry import unknown
 
 RUN_KEYS = tuple(config.Run.__dataclass_fields__)
+OWN_KEYS = ("name", "results_dir", "engine", "tracker")  # the sweep's: no axes
+PLACES = ("device", "mode")  # where and how a run executes, which its id does not know
 SHOWN_ERRORS = 10
 
 Point = tuple[dict[str, Any], list[str]]  # a configuration, and the overrides that led to it
@@ -132,12 +134,14 @@ def prepare(points: Iterable[Point]) -> tuple[list[config.Run], dict[str, Any]]:
 
     Raises:
         ValueError: there is no point, or some cannot run; the message has each different reason, and where it arose.
+            Or the points are of several sweeps, or some are the same run in several places.
     """
     runs: dict[str, config.Run] = {}
     reasons: dict[str, list[str]] = {}
     sweep: dict[str, Any] = {}
     for values, overrides in points:
-        sweep = {key: value for key, value in values.items() if key not in RUN_KEYS}
+        before, sweep = sweep, {key: values[key] for key in OWN_KEYS}
+        _check_same(OWN_KEYS, before or sweep, sweep, "a sweep has one")
         try:
             resolved = ladder.resolve(values)
             machine = dict(sweep["engine"])
@@ -146,6 +150,8 @@ def prepare(points: Iterable[Point]) -> tuple[list[config.Run], dict[str, Any]]:
         except (ValueError, NotImplementedError) as error:  # the latter of a layer that lacks a method
             reasons.setdefault(str(error), []).append(" ".join(map(str, overrides)) or "the configuration")
         else:
+            places = [{key: getattr(r, key) for key in PLACES} for r in (runs.get(run.id, run), run)]
+            _check_same(PLACES, *places, "a run is the same run wherever and however it executes")
             runs[run.id] = run
     if reasons:
         lines = [f"{reason}\n    at {places[0]}{_more(places)}" for reason, places in reasons.items()]
@@ -154,6 +160,10 @@ def prepare(points: Iterable[Point]) -> tuple[list[config.Run], dict[str, Any]]:
         raise ValueError("\n".join(["nothing was trained:", *lines[:SHOWN_ERRORS], *rest]))
     if not runs:
         raise ValueError("the sweep is empty: an axis has no values")
+    if not sweep["name"].strip():  # its folder would be that of all sweeps
+        raise ValueError(
+            f"nothing was trained: name is {sweep['name']!r}; expected what the sweep is called, name=mine"
+        )
     scores = sorted({run.train.score for run in runs.values()})
     if len(scores) > 1:
         raise ValueError(
@@ -161,6 +171,14 @@ def prepare(points: Iterable[Point]) -> tuple[list[config.Run], dict[str, Any]]:
             "has all of them (python -m mad.leaderboard --score), and what stops a run is one sweep's, one score"
         )
     return list(runs.values()), sweep
+
+
+def _check_same(keys: Iterable[str], one: dict[str, Any], other: dict[str, Any], why: str) -> None:
+    """Of the values of an axis over these keys the last would count, and nothing would say so."""
+    for key in keys:
+        if one[key] != other[key]:
+            texts = (literal(value) for value in (one[key], other[key]))
+            raise ValueError(f"nothing was trained: {key} is {' and '.join(texts)}; {why}: give one value")
 
 
 def search_path() -> list[Path]:

@@ -352,6 +352,11 @@ def refused(monkeypatch, capsys):
         ("train.score=accuracy,macro_accuracy", "ranked by one score, got train.score=accuracy,macro_accuracy"),
         ("plugins=mine.py", "expected a list of files, plugins=[mine.py]"),
         ("plugins=[a.py],[b.py]", "all runs of a sweep have the same plugins"),
+        ("name=", "name is ''; expected what the sweep is called"),
+        ("name=a,b", "name is a and b; a sweep has one: give one value"),
+        ("engine.workers=1,2", "workers:2"),
+        ("tracker=none,wandb", "tracker is none and wandb"),
+        ("engine=slurm device=cpu,cuda train.precision=fp32", "device is cpu and cuda; a run is the same run"),
         (f"seed={2**64}", f"seed must be at most {2**64 - 1}, got {2**64}"),
     ],
 )
