@@ -88,6 +88,7 @@ def run_points(points: Callable[[], list[Point]]) -> None:
         machine = engine.build(options.pop("name", "local"), **options)
         tracker = trackers.build(sweep["tracker"])
         store.make()
+        store.check()
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         _refuse(error)
     try:

@@ -112,7 +112,7 @@ def test_a_record_that_was_cut_off_is_made_again(tmp_path):
 
 def test_another_sweep_s_folder_and_one_that_cannot_be_written_are_refused(tmp_path, monkeypatch):
     engine.execute(runs(1), Store(tmp_path / "a", "mine"), engine.build("inline", fine))
-    with pytest.raises(ValueError, match="holds the sweep 'mine', not 'yours'; choose another folder"):
+    with pytest.raises(ValueError, match="holds the sweep .mine., not .yours.; .* .name=mine results_dir="):
         Store(tmp_path / "a", "yours")
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"file/sub' cannot be written to .*choose another \(results_dir"):

@@ -382,6 +382,16 @@ def test_a_folder_of_another_schema_is_refused(tmp_path, refused):
     assert "schema 999" in refused(*TINY, f"results_dir={tmp_path}")
 
 
+def test_a_record_of_another_schema_is_refused_before_anything_is_trained(tmp_path, refused):
+    """Not at the sweep's end, when the table is written, though it is none of the runs to come."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "0123456789abcdef.json").write_text('{"schema": 0}')
+    assert "schema 0" in refused(*TINY, f"results_dir={tmp_path}")
+    (tmp_path / "runs" / "0123456789abcdef.json").unlink()
+    (tmp_path / "records.jsonl.gz").write_bytes(b"cut off")
+    assert "bring back a whole one" in refused(*TINY, f"results_dir={tmp_path}")
+
+
 def test_help_and_one_point():
     assert "arch.{name,stack,dim" in command("--help").stdout
     shown = command("task=mqar", "--cfg", "job")

@@ -57,7 +57,7 @@ class Store:
         if sweep is not None and about.get("sweep", sweep) != sweep:
             raise ValueError(
                 f"results folder {str(folder)!r} holds the sweep {about['sweep']!r}, not {sweep!r}; choose another "
-                f"folder (results_dir=...), or go on with that sweep (name={about['sweep']})"
+                f"folder (results_dir=...), or go on with that sweep (name={about['sweep']} results_dir={folder})"
             )
         self.sweep = sweep or about.get("sweep") or self.folder.resolve().name
         self._about_written, self._made = bool(about), False
@@ -145,16 +145,30 @@ class Store:
             raise
         except ValueError as error:  # not UTF-8, not JSON, or not a record
             aside = path.with_name(path.name + ".corrupt")
-            log.warning("%s cannot be read (%s); set aside as %s, the run counts as not done", path, error, aside.name)
-            with contextlib.suppress(OSError):  # another reader was faster, or the folder is not ours to change
+            what = f"set aside as {aside.name}"
+            try:
                 os.replace(path, aside)
+            except OSError:  # another reader was faster, or the folder is not ours to change
+                what = "left out"
+            log.warning("%s cannot be read (%s); %s, the run counts as not done", path, error, what)
             self.corrupt.append(aside)
         return None
 
     def records(self) -> list[Record]:
         """All records that can be read, by architecture, task and optimiser."""
-        ids = {path.stem for path in self.runs.glob("*.json")} | self._packed_records().keys()
-        return sorted((record for record in map(self.read, ids) if record is not None), key=_order)
+        return sorted((record for record in map(self.read, self._ids()) if record is not None), key=_order)
+
+    def check(self) -> None:
+        """Read all records once, before a sweep trains for hours what it could not put into a table at its end.
+
+        Raises:
+            ValueError: a record was written with another schema version, or the packed ones are damaged.
+        """
+        for run_id in self._ids():
+            self.read(run_id)
+
+    def _ids(self) -> set[str]:
+        return {path.stem for path in self.runs.glob("*.json")} | self._packed_records().keys()
 
     def pack(self) -> Path:
         """Write all records, those packed before too, to `records.jsonl.gz`; the files in runs/ stay."""
@@ -217,6 +231,11 @@ def _record(path: Path, text: str, run_id: str) -> Record:
     given = loads(text)
     if isinstance(given, dict):
         _check_schema(path, given.get("schema", SCHEMA))
+        for key in given.keys() - Record.__dataclass_fields__:
+            raise OtherSchema(
+                f"{path} has the field {key!r}, which this mad does not know: a later mad wrote it; use that one, or "
+                "choose another results folder (results_dir=...)"
+            )
     record = Record.from_dict(given)
     if record.run_id != run_id:
         raise ValueError(f"it is the record of run {record.run_id!r}")
