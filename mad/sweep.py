@@ -102,10 +102,12 @@ def run_points(points: Callable[[], list[Point]]) -> None:
     except engine.Unusable as error:
         _refuse(error)
     mine = {run.id for run in runs}
-    records = [record for record in store.records() if record.run_id in mine]
+    everything = store.records()
+    records = [record for record in everything if record.run_id in mine]
     _tell(summary)
     _tell_versions(records)
     ranked = any(record.status != "failed" for record in records)
+    written = ["results.csv"]
     if ranked:
         table = records_table(records)
         board = leaderboard.build(table)
@@ -115,8 +117,14 @@ def run_points(points: Callable[[], list[Point]]) -> None:
             leaderboard.write_markdown(board, store.folder / "leaderboard.md")
             behind = leaderboard.details(table, records)
             leaderboard.write_html(board, store.folder / "leaderboard.html", behind, title=sweep["name"])
+            written.append("leaderboard.csv, .md and .html")
+        if len(everything) > len(records):
+            print(
+                f"the leaderboard is of this command's {len(records)} runs; of all {len(everything)} in the folder: "
+                f"python -m mad.leaderboard {store.folder}"
+            )
     tracker.publish(records, sweep["name"], store.folder)
-    print(f"results in {store.folder}: results.csv, {'leaderboard.csv, .md and .html, ' if ranked else ''}runs/")
+    print(f"results in {store.folder}: {', '.join(written)}, runs/")
     failed = summary.counts["failed"]
     if summary.left:
         sys.exit(f"{summary.left} runs are left, the same command goes on with them")

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mad.config import Run
-from mad.records import SCHEMA, Record, Store, dumps, loads
+from mad.records import SCHEMA, Record, Store, dumps, loads, save
 
 
 def make(seed: int = 0, status: str = "ok", **fields: Any) -> Record:
@@ -271,3 +272,21 @@ def test_a_damaged_packed_file_is_an_error_and_stays(tmp_path):
     store.packed.write_bytes(gzip.compress(json.dumps({"run_id": "x", "schema": 99}).encode()))
     with pytest.raises(ValueError, match="schema 99"):
         Store(tmp_path).records()
+
+
+def test_a_named_file_keeps_its_old_text_where_the_new_does_not_fit(tmp_path, monkeypatch, capfd):
+    (tmp_path / "board.md").write_text("old")
+    (tmp_path / "link.md").symlink_to("board.md")
+    save(tmp_path / "link.md", "new")
+    assert (tmp_path / "board.md").read_text() == "new" and (tmp_path / "link.md").is_symlink()
+
+    def full(path, content):
+        os.truncate(path, 0) if path.exists() else path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError):
+        save(tmp_path / "board.md", "newer")
+    assert (tmp_path / "board.md").read_text() == "new" and len(list(tmp_path.iterdir())) == 2
+    save("/dev/stdout", "shown")
+    assert capfd.readouterr().out == "shown"

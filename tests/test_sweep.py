@@ -281,7 +281,9 @@ def test_from_the_command_line_to_the_leaderboard_and_again(tmp_path):
     assert "nothing to train: all 4 runs have a result already" in command(*given).stdout
 
     plugin.write_text(plugin.read_text().replace("x / 2", "x / 4"))
-    assert command(*given, "optim.lr=1e-2", "arch.stack=base_conv-halving").returncode == 0
+    part = command(*given, "optim.lr=1e-2", "arch.stack=base_conv-halving")
+    assert part.returncode == 0 and "the leaderboard is of this command's 1 runs; of all 5 in the folder" in part.stdout
+    assert "this command's" not in done.stdout
     labels = leaderboard.build(leaderboard.read([folder]))["arch"]
     texts = sorted(label.rpartition("@")[2] for label in labels if label.startswith("base_conv-halving plugins=mine@"))
     assert len(texts) == 2 and texts[0] != texts[1]  # the old text's results are not the new one's
