@@ -159,8 +159,8 @@ def prepare(points: Iterable[Point]) -> tuple[list[config.Run], dict[str, Any]]:
         except (ValueError, NotImplementedError) as error:  # the latter of a layer that lacks a method
             reasons.setdefault(str(error), []).append(" ".join(map(str, overrides)) or "the configuration")
         else:
-            places = [{key: getattr(r, key) for key in PLACES} for r in (runs.get(run.id, run), run)]
-            _check_same(PLACES, *places, "a run is the same run wherever and however it executes")
+            twin = runs.get(run.id, run)
+            _check_same(PLACES, vars(twin), vars(run), "a run is the same run wherever and however it executes")
             runs[run.id] = run
     if reasons:
         lines = [f"{reason}\n    at {places[0]}{_more(places)}" for reason, places in reasons.items()]
