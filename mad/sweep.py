@@ -7,6 +7,7 @@ Every point is checked before the first trains. The same command again resumes. 
 
 import contextlib
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -50,12 +51,21 @@ class SweepConfig(config.Run):
     rung: int | None = None
 
 
+# what a file of sweeps/ may hold, section by section
+SWEEP_FILE = {
+    "": (*SweepConfig.__dataclass_fields__, "defaults", "hydra"),
+    **{section: tuple(kind.__dataclass_fields__) for section, kind in config.SECTIONS.items()},
+    "hydra.sweeper": ("_target_", "params", "settings", "archs"),
+}
+
+
 def main() -> None:
     """The command: exit status 0, 1 where runs failed, 2 for a mistake in the command, 130 after Ctrl-C."""
     arguments = sys.argv[1:]
     try:
         plugins.load(plugins.read(_plugins_of(arguments)))
-        _check_sweep_name(arguments)
+        _check_shadowed(arguments)
+        _check_sweep_file(arguments)
     except ValueError as error:
         _refuse(error)
     ConfigStore.instance().store(name="schema", node=SweepConfig)
@@ -197,17 +207,44 @@ def search_path() -> list[Path]:
     return [ROOT, *own]
 
 
-def _check_sweep_name(arguments: list[str]) -> None:
-    files = {file.stem: file for folder in search_path() for file in (folder / "sweeps").glob("*.yaml")}
+def _check_sweep_file(arguments: list[str]) -> None:
+    """The file of `sweeps=NAME`: Hydra would not say what in it is wrong, nor what it may hold."""
+    files = {file.stem: file for folder in search_path()[::-1] for file in (folder / "sweeps").glob("*.yaml")}
     for argument in arguments:
         key, _, name = argument.partition("=")
         if key == "sweeps" and name not in files:
             raise unknown("sweep", name, files)
         if key == "sweeps":
             try:
-                OmegaConf.load(files[name])
+                given: Any = OmegaConf.to_container(OmegaConf.load(files[name]))
             except (YAMLError, UnicodeDecodeError) as error:
                 raise ValueError(f"{files[name]} is not YAML: {error}") from None
+            text = files[name].read_text(encoding="utf-8")
+            if not re.search(r"^#\s*@package\s+_global_\s*$", text, re.MULTILINE):
+                raise ValueError(f"{files[name]} needs '# @package _global_' as its first line: its keys are a sweep's")
+            for section, known in SWEEP_FILE.items():
+                place: Any = given
+                for part in filter(None, section.split(".")):
+                    place = place.get(part) if isinstance(place, dict) else None
+                for key in place if isinstance(place, dict) else ():
+                    if key not in known:
+                        prefix = f"{section}." if section else ""
+                        error = unknown("key", f"{prefix}{key}", (prefix + choice for choice in known))
+                        raise ValueError(f"{files[name]}: {error}")
+
+
+def _check_shadowed(arguments: list[str]) -> None:
+    """Of two files for one choice the shipped one is read: nobody's own may be passed over in silence."""
+    given = arguments if any(text.startswith("sweeps=") for text in arguments) else [*arguments, "sweeps=quickstart"]
+    for group, _, value in (text.partition("=") for text in given):
+        for name in re.findall(r"[\w.-]+", value):
+            path = Path(group.lstrip("+~"), f"{name}.yaml")
+            shipped = [file for file in (ROOT / "conf" / path, ROOT / path) if file.is_file()]
+            own = [folder / path for folder in search_path()[1:] if (folder / path).is_file()]
+            if shipped and own and own[0].read_bytes() != shipped[0].read_bytes():
+                raise ValueError(
+                    f"{group}={name} is a choice that comes with mad, {own[0]} would not be read; give it another name"
+                )
 
 
 def _plugins_of(arguments: list[str]) -> list[str]:
