@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mad.config import Run
-from mad.records import SCHEMA, Record, Store, dumps, loads, save
+from mad.records import SCHEMA, Record, Store, dumps, loads, save, write_csv
 
 
 def make(seed: int = 0, status: str = "ok", **fields: Any) -> Record:
@@ -196,6 +196,32 @@ def test_results_csv_says_what_the_table_says(tmp_path):
     pd.testing.assert_frame_equal(back, store.table(), check_dtype=False)
     assert list(back.columns).index("task.tokens_to_copy") < list(back.columns).index("lr")  # beside its like
     assert ",16," in (tmp_path / "results.csv").read_text()  # not 16.0 for want of a value elsewhere
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_results_csv_has_what_another_process_wrote_meanwhile_or_is_known_to_be_older(tmp_path, monkeypatch, times):
+    """The other has come to its end and written its own table, which this one's, of the records before, replaces."""
+    store, other, seeds = Store(tmp_path), Store(tmp_path), list(range(1, times + 1))
+    store.write(make(0))
+
+    def slow(records, path):
+        if seeds:
+            other.write(make(seeds.pop()))
+            write_csv(other.records(), path)
+        write_csv(records, path)
+
+    monkeypatch.setattr("mad.records.store.write_csv", slow)
+    rows = len(pd.read_csv(store.write_csv()))
+    assert store.csv_is_older() == (rows < len(store.records())) == (times > 1)
+
+
+def test_results_csv_is_older_than_packed_records_that_were_brought(tmp_path):
+    store = Store(tmp_path)
+    store.write(make())
+    store.write_csv()
+    assert not store.csv_is_older()
+    store.pack()
+    assert store.csv_is_older()
 
 
 def test_a_stack_with_options_is_json_and_without_a_name_is_the_row(tmp_path):

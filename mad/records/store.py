@@ -191,18 +191,29 @@ class Store:
         return table(self.records())
 
     def write_csv(self) -> Path:
-        """Write `results.csv` afresh from the records."""
+        """Write `results.csv` afresh from the records; again, if meanwhile another process has written some."""
         path = self.folder / "results.csv"
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_csv(self.records(), path)
+        for _ in range(3):  # one that writes on and on makes its own in the end
+            seen = self._changed()
+            write_csv(self.records(), path)
+            if seen:
+                os.utime(path, ns=(seen, seen))  # as of when it is: whoever replaced a newer one is found out
+            if not self.csv_is_older():
+                break
         return path
 
     def csv_is_older(self) -> bool:
-        """Whether records were written since `results.csv` was, by a process that came to no end, or there is none."""
+        """Whether there are records since `results.csv`, of a process that came to no end or of another machine, or
+        there is none."""
         try:
-            return (self.folder / "results.csv").stat().st_mtime_ns < self.runs.stat().st_mtime_ns
+            return (self.folder / "results.csv").stat().st_mtime_ns < self._changed()
         except OSError:
             return True
+
+    def _changed(self) -> int:
+        """When there was last a new record: nanoseconds, by the clock of the disk."""
+        return max((path.stat().st_mtime_ns for path in (self.runs, self.packed) if path.exists()), default=0)
 
     def _about(self) -> dict[str, Any]:
         path = self.folder / "store.json"
