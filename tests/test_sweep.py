@@ -386,6 +386,7 @@ def refused(monkeypatch, capsys):
         ("train.score=accuracy,macro_accuracy", "ranked by one score, got train.score=accuracy,macro_accuracy"),
         ("plugins=mine.py", "expected a list of files, plugins=[mine.py]"),
         ("plugins=[a.py],[b.py]", "all runs of a sweep have the same plugins"),
+        ("ladder=hyena rung=0", "arch=mqar_base_conv and ladder=hyena are given"),
         ("name=", "name is ''; expected what the sweep is called"),
         ("name=a,b", "name is a and b; a sweep has one: give one value"),
         ("engine.workers=1,2", "workers:2"),
