@@ -22,6 +22,7 @@ from mad.registry import unknown
 from mad.tasks import settings as protocol_settings
 
 LENGTHS = ("train.steps", "train.tokens", "train.budget_flops")  # a run takes one of them
+LADDERS = ("arch", "arch.stack", "arch.name", "arch.dim")  # what a ladder says
 # options of a setting that are training's, not the task's
 TRAINING = ("epochs", "eval_every", "num_train", "num_test", "batch_size")
 
@@ -99,11 +100,17 @@ class GridSweeper(Sweeper):
             if "arch" not in given:
                 params["arch"] = "custom"
             given.setdefault("arch.name", ["arch.name=null"])  # the arch's own name is not that stack's
+        mine = [key for key in LADDERS if key in given]
+        if mine and any(text != "ladder=none" for text in given.get("ladder", [])):
+            raise ValueError(
+                f"{' and '.join(text for key in (mine[0], 'ladder') for text in given[key][:1])} are given, but a "
+                f"ladder says itself what {mine[0]} is; leave out one of them"
+            )
         if "ladder" in given:  # in place of the sweep's architectures, and the other way round
             params.pop("arch", None)
         elif "arch" in given or "arch.stack" in given:
             params = {key: value for key, value in params.items() if key not in ("ladder", "rung")}
-        if any(key in given for key in LENGTHS):
+        if any(key in given for key in (*LENGTHS, "train.epochs")):  # epochs count where none of the lengths is set
             given = {key: [f"{key}=null"] for key in LENGTHS} | given
         return self.parse([f"{key}={_text(value)}" for key, value in params.items()]) | given
 

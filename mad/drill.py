@@ -266,7 +266,7 @@ def drill(number: int, seed: int, console: Console) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mad.drill", description=__doc__)
     parser.add_argument(
-        "--runs", type=int, default=60, help="how many (60; at least 48, so that all that break are in)"
+        "--runs", type=int, default=60, help=f"how many (60; at least {DIVERGES + 1}, so that all that break are in)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of what happens when (0)")
     parser.add_argument("--sweep", metavar="FOLDER", help=argparse.SUPPRESS)

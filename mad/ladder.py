@@ -36,6 +36,9 @@ def resolve(values: dict[str, Any]) -> dict[str, Any]:
     missing = [key for key in KEYS if not ladder.get(key)]
     if missing:
         raise ValueError(f"a ladder needs {', '.join(KEYS)}; ladder {ladder.get('name')!r} lacks {', '.join(missing)}")
+    base = ladder["base_dim"]
+    if not isinstance(base, (int, float)) or not base > 0:
+        raise ValueError(f"ladder {ladder['name']!r}: base_dim must be a number above 0, got {base!r}")
     size = _size(ladder, rung)
     options = {key: value for key, value in size.items() if key not in SIZES}
     block = [_with_options(spec, options) for spec in expand(ladder["block"])]
@@ -44,7 +47,7 @@ def resolve(values: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"rung {rung} of ladder {ladder['name']!r}: no layer of its block has the option {option!r}"
             )
-    factor = ladder["base_dim"] / size["dim"]
+    factor = base / size["dim"]
     optim = values["optim"]
     rates = {key: float(optim[key]) * factor for key in ("lr", "min_lr")}
     arch = {"name": ladder["name"], "stack": block * size["depth"], "dim": size["dim"]}
@@ -53,6 +56,10 @@ def resolve(values: dict[str, Any]) -> dict[str, Any]:
 
 def _size(ladder: dict[str, Any], rung: Any) -> dict[str, Any]:
     name, rungs = ladder["name"], ladder["rungs"]
+    if not isinstance(rungs, list) or not all(isinstance(size, dict) for size in rungs):
+        raise ValueError(
+            f"ladder {name!r}: rungs must be a list of mappings, as [{{dim: 64, depth: 2}}], got {rungs!r}"
+        )
     there = f"ladder {name!r} has rung=0 to {len(rungs) - 1}"
     if rung is None:
         raise ValueError(f"{there}; choose one or several, for instance 'rung=range(0,{len(rungs)})'")
@@ -60,7 +67,7 @@ def _size(ladder: dict[str, Any], rung: Any) -> dict[str, Any]:
         raise ValueError(f"{there}, got rung={rung}; the nearest is {min(max(rung, 0), len(rungs) - 1)}")
     for key in SIZES:
         value = rungs[rung].get(key)
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(
                 f"rung {rung} of ladder {name!r}: {key} must be a whole number of at least 1, got {value!r}"
             )

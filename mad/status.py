@@ -13,9 +13,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from mad.config import Run
 from mad.engine.progress import duration, label
 from mad.records import DONE, Claim, Claims, Record, Store
 
@@ -59,7 +59,7 @@ def read(folder: str) -> Status:
         )
     records, claims = store.records(), Claims(store.folder)
     recorded = {record.run_id for record in records if record.status in DONE}
-    planned = {record.run_id: label(Run.of(record.config)) for record in records} | store.planned()
+    planned = {record.run_id: label(record.config) for record in records} | store.planned()
     found = [claim for claim in claims.all() if claim.run_id not in recorded]
     lost = [claim for claim in found if claims.dead(claim)]
     return Status(store.sweep, planned, records, [claim for claim in found if claim not in lost], lost)
@@ -72,20 +72,22 @@ def show(status: Status, console: Console) -> None:
     left = status.left - len(status.running) - counts["failed"]
     parts += [f"{left} left"] if left > 0 else []
     time_left = f"; about {duration(status.seconds_left)} to go" if status.left and status.seconds_left else ""
-    console.print(f"{status.name}: {len(status.planned)} runs: {', '.join(parts) or 'none begun'}{time_left}")
+    name = escape(status.name)
+    console.print(f"{name}: {len(status.planned)} runs: {', '.join(parts) or 'none begun'}{time_left}")
     if status.running or status.lost:
         table = Table("run", "on", "process", "for", "")
         for claim in sorted([*status.running, *status.lost], key=lambda c: (c in status.lost, c.since or 0)):
-            table.add_row(*_row(claim, status))
+            table.add_row(*map(escape, _row(claim, status)))
         console.print(table)
     failed = [record for record in status.records if record.status == "failed"]
     if failed:
-        table = Table("failed", "how", "attempts", "why")
+        table = Table("failed", "run id", "how", "attempts", "why")
         for record in failed:
             what = status.planned.get(record.run_id, record.run_id)
-            table.add_row(what, record.failure or "", str(record.attempts), record.last_error or "")
+            cells = (what, record.run_id, record.failure or "", str(record.attempts), record.last_error or "")
+            table.add_row(*map(escape, cells))
         console.print(table)
-        console.print("the sweep's command tries failed runs again; tracebacks are in their runs/*.json")
+        console.print("the sweep's command tries failed runs again; tracebacks are in runs/<run id>.json")
 
 
 def _row(claim: Claim, status: Status) -> list[str]:
@@ -109,7 +111,8 @@ def main(arguments: list[str] | None = None) -> int:
             show(status, console)
         for folder in options.folders if options.pack else ():
             file = Store(folder).pack()
-            console.print(f"{file}: {file.stat().st_size / 1000:.0f} kB; git add -f {file}", soft_wrap=True)
+            packed = f"{file}: {file.stat().st_size / 1000:.0f} kB; git add -f {file}"
+            console.print(packed, soft_wrap=True, markup=False)
     except (ValueError, OSError) as error:
         print(f"mad.status: {error}", file=sys.stderr)
         return 2

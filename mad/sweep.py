@@ -7,6 +7,7 @@ Every point is checked before the first trains. The same command again resumes. 
 
 import contextlib
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -31,6 +32,8 @@ from mad.records import table as records_table
 from mad.registry import unknown
 
 RUN_KEYS = tuple(config.Run.__dataclass_fields__)
+OWN_KEYS = ("name", "results_dir", "engine", "tracker")  # the sweep's: no axes
+PLACES = ("device", "mode")  # where and how a run executes, which its id does not know
 SHOWN_ERRORS = 10
 
 Point = tuple[dict[str, Any], list[str]]  # a configuration, and the overrides that led to it
@@ -48,12 +51,21 @@ class SweepConfig(config.Run):
     rung: int | None = None
 
 
+# what a file of sweeps/ may hold, section by section
+SWEEP_FILE = {
+    "": (*SweepConfig.__dataclass_fields__, "defaults", "hydra"),
+    **{section: tuple(kind.__dataclass_fields__) for section, kind in config.SECTIONS.items()},
+    "hydra.sweeper": ("_target_", "params", "settings", "archs"),
+}
+
+
 def main() -> None:
     """The command: exit status 0, 1 where runs failed, 2 for a mistake in the command, 130 after Ctrl-C."""
     arguments = sys.argv[1:]
     try:
         plugins.load(plugins.read(_plugins_of(arguments)))
-        _check_sweep_name(arguments)
+        _check_shadowed(arguments)
+        _check_sweep_file(arguments)
     except ValueError as error:
         _refuse(error)
     ConfigStore.instance().store(name="schema", node=SweepConfig)
@@ -86,6 +98,7 @@ def run_points(points: Callable[[], list[Point]]) -> None:
         machine = engine.build(options.pop("name", "local"), **options)
         tracker = trackers.build(sweep["tracker"])
         store.make()
+        store.check()
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         _refuse(error)
     try:
@@ -99,10 +112,12 @@ def run_points(points: Callable[[], list[Point]]) -> None:
     except engine.Unusable as error:
         _refuse(error)
     mine = {run.id for run in runs}
-    records = [record for record in store.records() if record.run_id in mine]
+    everything = store.records()
+    records = [record for record in everything if record.run_id in mine]
     _tell(summary)
     _tell_versions(records)
     ranked = any(record.status != "failed" for record in records)
+    written = ["results.csv"]
     if ranked:
         table = records_table(records)
         board = leaderboard.build(table)
@@ -112,8 +127,14 @@ def run_points(points: Callable[[], list[Point]]) -> None:
             leaderboard.write_markdown(board, store.folder / "leaderboard.md")
             behind = leaderboard.details(table, records)
             leaderboard.write_html(board, store.folder / "leaderboard.html", behind, title=sweep["name"])
+            written.append("leaderboard.csv, .md and .html")
+        if len(everything) > len(records):
+            print(
+                f"the leaderboard is of this command's {len(records)} runs; of all {len(everything)} in the folder: "
+                f"python -m mad.leaderboard {store.folder}"
+            )
     tracker.publish(records, sweep["name"], store.folder)
-    print(f"results in {store.folder}: results.csv, {'leaderboard.csv, .md and .html, ' if ranked else ''}runs/")
+    print(f"results in {store.folder}: {', '.join(written)}, runs/")
     failed = summary.counts["failed"]
     if summary.left:
         sys.exit(f"{summary.left} runs are left, the same command goes on with them")
@@ -132,12 +153,14 @@ def prepare(points: Iterable[Point]) -> tuple[list[config.Run], dict[str, Any]]:
 
     Raises:
         ValueError: there is no point, or some cannot run; the message has each different reason, and where it arose.
+            Or the points are of several sweeps, or some are the same run in several places.
     """
     runs: dict[str, config.Run] = {}
     reasons: dict[str, list[str]] = {}
     sweep: dict[str, Any] = {}
     for values, overrides in points:
-        sweep = {key: value for key, value in values.items() if key not in RUN_KEYS}
+        before, sweep = sweep, {key: values[key] for key in OWN_KEYS}
+        _check_same(OWN_KEYS, before or sweep, sweep, "a sweep has one")
         try:
             resolved = ladder.resolve(values)
             machine = dict(sweep["engine"])
@@ -146,6 +169,8 @@ def prepare(points: Iterable[Point]) -> tuple[list[config.Run], dict[str, Any]]:
         except (ValueError, NotImplementedError) as error:  # the latter of a layer that lacks a method
             reasons.setdefault(str(error), []).append(" ".join(map(str, overrides)) or "the configuration")
         else:
+            twin = runs.get(run.id, run)
+            _check_same(PLACES, vars(twin), vars(run), "a run is the same run wherever and however it executes")
             runs[run.id] = run
     if reasons:
         lines = [f"{reason}\n    at {places[0]}{_more(places)}" for reason, places in reasons.items()]
@@ -154,6 +179,10 @@ def prepare(points: Iterable[Point]) -> tuple[list[config.Run], dict[str, Any]]:
         raise ValueError("\n".join(["nothing was trained:", *lines[:SHOWN_ERRORS], *rest]))
     if not runs:
         raise ValueError("the sweep is empty: an axis has no values")
+    if not sweep["name"].strip():  # its folder would be that of all sweeps
+        raise ValueError(
+            f"nothing was trained: name is {sweep['name']!r}; expected what the sweep is called, name=mine"
+        )
     scores = sorted({run.train.score for run in runs.values()})
     if len(scores) > 1:
         raise ValueError(
@@ -163,6 +192,14 @@ def prepare(points: Iterable[Point]) -> tuple[list[config.Run], dict[str, Any]]:
     return list(runs.values()), sweep
 
 
+def _check_same(keys: Iterable[str], one: dict[str, Any], other: dict[str, Any], why: str) -> None:
+    """Of the values of an axis over these keys the last would count, and nothing would say so."""
+    for key in keys:
+        if one[key] != other[key]:
+            texts = (literal(value) for value in (one[key], other[key]))
+            raise ValueError(f"nothing was trained: {key} is {' and '.join(texts)}; {why}: give one value")
+
+
 def search_path() -> list[Path]:
     """Where configuration is looked for besides conf/: the shipped sweeps, and the user's own in this folder."""
     here = Path.cwd()
@@ -170,17 +207,44 @@ def search_path() -> list[Path]:
     return [ROOT, *own]
 
 
-def _check_sweep_name(arguments: list[str]) -> None:
-    files = {file.stem: file for folder in search_path() for file in (folder / "sweeps").glob("*.yaml")}
+def _check_sweep_file(arguments: list[str]) -> None:
+    """The file of `sweeps=NAME`: Hydra would not say what in it is wrong, nor what it may hold."""
+    files = {file.stem: file for folder in search_path()[::-1] for file in (folder / "sweeps").glob("*.yaml")}
     for argument in arguments:
         key, _, name = argument.partition("=")
         if key == "sweeps" and name not in files:
             raise unknown("sweep", name, files)
         if key == "sweeps":
             try:
-                OmegaConf.load(files[name])
+                given: Any = OmegaConf.to_container(OmegaConf.load(files[name]))
             except (YAMLError, UnicodeDecodeError) as error:
                 raise ValueError(f"{files[name]} is not YAML: {error}") from None
+            text = files[name].read_text(encoding="utf-8")
+            if not re.search(r"^#\s*@package\s+_global_\s*$", text, re.MULTILINE):
+                raise ValueError(f"{files[name]} needs '# @package _global_' as its first line: its keys are a sweep's")
+            for section, known in SWEEP_FILE.items():
+                place: Any = given
+                for part in filter(None, section.split(".")):
+                    place = place.get(part) if isinstance(place, dict) else None
+                for key in place if isinstance(place, dict) else ():
+                    if key not in known:
+                        prefix = f"{section}." if section else ""
+                        error = unknown("key", f"{prefix}{key}", (prefix + choice for choice in known))
+                        raise ValueError(f"{files[name]}: {error}")
+
+
+def _check_shadowed(arguments: list[str]) -> None:
+    """Of two files for one choice the shipped one is read: nobody's own may be passed over in silence."""
+    given = arguments if any(text.startswith("sweeps=") for text in arguments) else [*arguments, "sweeps=quickstart"]
+    for group, _, value in (text.partition("=") for text in given):
+        for name in re.findall(r"[\w.-]+", value):
+            path = Path(group.lstrip("+~"), f"{name}.yaml")
+            shipped = [file for file in (ROOT / "conf" / path, ROOT / path) if file.is_file()]
+            own = [folder / path for folder in search_path()[1:] if (folder / path).is_file()]
+            if shipped and own and own[0].read_bytes() != shipped[0].read_bytes():
+                raise ValueError(
+                    f"{group}={name} is a choice that comes with mad, {own[0]} would not be read; give it another name"
+                )
 
 
 def _plugins_of(arguments: list[str]) -> list[str]:

@@ -441,7 +441,8 @@ def test_plain_lines_one_for_each_finished_run():
     show(Plain(lines.append), runs(2))
     assert lines[0] == "3 runs have a result already"
     assert lines[1].startswith("[1/2] ok        striped · mqar · lr 0.0005 · accuracy 0.500 · 0 steps")
-    assert lines[2] == "[2/2] failed    striped · mqar · lr 0.0005 · ValueError: seed 1 is bad"
+    bad = f"{runs(2)[1].id}.json"
+    assert lines[2] == f"[2/2] failed    striped · mqar · lr 0.0005 · {bad} · ValueError: seed 1 is bad"
 
 
 def test_the_display_is_plain_where_there_is_no_terminal():

@@ -112,7 +112,7 @@ def test_a_record_that_was_cut_off_is_made_again(tmp_path):
 
 def test_another_sweep_s_folder_and_one_that_cannot_be_written_are_refused(tmp_path, monkeypatch):
     engine.execute(runs(1), Store(tmp_path / "a", "mine"), engine.build("inline", fine))
-    with pytest.raises(ValueError, match="holds the sweep 'mine', not 'yours'; choose another folder"):
+    with pytest.raises(ValueError, match="holds the sweep .mine., not .yours.; .* .name=mine results_dir="):
         Store(tmp_path / "a", "yours")
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"file/sub' cannot be written to .*choose another \(results_dir"):
@@ -176,8 +176,8 @@ def test_failures_since_an_earlier_time_are_settled(tmp_path):
 class Full(Store):
     """A store whose disk is full for a while."""
 
-    def __init__(self, folder, times):
-        super().__init__(folder)
+    def __init__(self, folder, sweep=None, *, times):
+        super().__init__(folder, sweep)
         self.times = times
 
     def write(self, record):
@@ -228,8 +228,9 @@ def test_interrupted_on_a_full_disk_records_are_rescued(tmp_path, monkeypatch):
         return fine(run)
 
     shown = Troubles()
+    full = Full(tmp_path / "full", "a/sweep", times=10**9)  # whose name is no name of a folder
     with pytest.raises(KeyboardInterrupt):
-        engine.execute(runs(4), Full(tmp_path / "full", times=10**9), engine.build("inline", work), shown)
+        engine.execute(runs(4), full, engine.build("inline", work), shown)
     place = re.search(r"2 records could not be written to .*; they are in (.*)/runs", shown.messages[-1])
     assert place and statuses(Store(place[1])) == {0: "ok", 1: "ok"}
 

@@ -65,6 +65,15 @@ def test_a_finished_sweep(tmp_path, capsys):
     assert capsys.readouterr().out == "mine: 1 runs: 1 ok\n"
 
 
+def test_texts_of_runs_are_no_markup_and_configurations_of_any_mad_are_shown(tmp_path, capsys):
+    config = runs(1)[0].to_dict() | {"later": 1}
+    error = "ValueError: no [hyena] in [/tmp/x]"
+    Store(tmp_path, "a[b]").write(Record("0123456789abcdef", "failed", config, error=error))
+    assert status.main([str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert error in shown and "0123456789abcdef" in shown and shown.startswith("a[b]: 1 runs: 1 failed")
+
+
 def test_no_results_folder(tmp_path, capsys):
     assert status.main([str(tmp_path / "nothing")]) == 2
     assert "nothing is no results folder: it has neither store.json nor" in capsys.readouterr().err

@@ -57,6 +57,13 @@ def test_the_command_line_beats_the_sweep(expand):
     assert set(values(points, "optim.lr")) == {0.5} and len(points) == 3
 
 
+def test_epochs_on_the_command_line_take_the_place_of_the_sweeps_steps(expand):
+    points = expand("task=mqar", "arch=hyena", "train.epochs=1,2")  # the quickstart's own length is 400 steps
+    assert values(points, "train.epochs") == [1, 2] and values(points, "train.steps") == [None, None]
+    assert set(values(expand("sweeps=isoflop", "train.epochs=1"), "train.budget_flops")) == {None}
+    assert values(expand("task=mqar", "arch=hyena", "train.epochs=1", "train.steps=7"), "train.steps") == [7]
+
+
 def test_a_task_keeps_its_settings_of_the_sweep_or_takes_its_defaults(expand):
     points = expand("task=mqar,memorization", "arch=hyena")
     assert values(points, "task.name") == ["mqar", "memorization"]
@@ -274,7 +281,9 @@ def test_from_the_command_line_to_the_leaderboard_and_again(tmp_path):
     assert "nothing to train: all 4 runs have a result already" in command(*given).stdout
 
     plugin.write_text(plugin.read_text().replace("x / 2", "x / 4"))
-    assert command(*given, "optim.lr=1e-2", "arch.stack=base_conv-halving").returncode == 0
+    part = command(*given, "optim.lr=1e-2", "arch.stack=base_conv-halving")
+    assert part.returncode == 0 and "the leaderboard is of this command's 1 runs; of all 5 in the folder" in part.stdout
+    assert "this command's" not in done.stdout
     labels = leaderboard.build(leaderboard.read([folder]))["arch"]
     texts = sorted(label.rpartition("@")[2] for label in labels if label.startswith("base_conv-halving plugins=mine@"))
     assert len(texts) == 2 and texts[0] != texts[1]  # the old text's results are not the new one's
@@ -318,6 +327,38 @@ def test_text_from_the_command_line_to_the_table(tmp_path):
 
 
 @pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder of one's own to work in."""
+    for name in ("sweeps", "conf/arch"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("name: mine", "mine.yaml needs '# @package _global_' as its first line"),
+        ("# @package _global_\ntrain: {stepz: 3}", "unknown key 'train.stepz' (did you mean 'train.steps'?)"),
+        ("# @package _global_\nnme: mine", "unknown key 'nme' (did you mean 'name'?)"),
+        ("# @package _global_\nhydra: {sweeper: {parms: {}}}", "unknown key 'hydra.sweeper.parms' (did you mean 'hy"),
+    ],
+)
+def test_mistakes_in_a_sweeps_file(folder, refused, text, message):
+    (folder / "sweeps" / "mine.yaml").write_text(text)
+    assert message in refused(*TINY, "sweeps=mine")
+
+
+def test_a_file_that_a_shipped_one_hides_is_refused(folder, refused):
+    (folder / "sweeps" / "quickstart.yaml").write_text("# @package _global_\nname: mine")
+    assert "quickstart.yaml would not be read; give it another name" in refused(*TINY)
+    (folder / "sweeps" / "quickstart.yaml").write_bytes((sweep.ROOT / "sweeps" / "quickstart.yaml").read_bytes())
+    assert "unknown tracker" in refused(*TINY, "tracker=none1")  # the same text is no other choice
+    (folder / "conf" / "arch" / "hyena.yaml").write_text("stack: [attention]")
+    assert "arch=hyena is a choice that comes with mad" in refused(*TINY, "arch=attention,hyena")
+
+
+@pytest.fixture
 def refused(monkeypatch, capsys):
     """What the command says, in this process, to a mistake."""
 
@@ -345,6 +386,12 @@ def refused(monkeypatch, capsys):
         ("train.score=accuracy,macro_accuracy", "ranked by one score, got train.score=accuracy,macro_accuracy"),
         ("plugins=mine.py", "expected a list of files, plugins=[mine.py]"),
         ("plugins=[a.py],[b.py]", "all runs of a sweep have the same plugins"),
+        ("ladder=hyena rung=0", "arch=mqar_base_conv and ladder=hyena are given"),
+        ("name=", "name is ''; expected what the sweep is called"),
+        ("name=a,b", "name is a and b; a sweep has one: give one value"),
+        ("engine.workers=1,2", "workers:2"),
+        ("tracker=none,wandb", "tracker is none and wandb"),
+        ("engine=slurm device=cpu,cuda train.precision=fp32", "device is cpu and cuda; a run is the same run"),
         (f"seed={2**64}", f"seed must be at most {2**64 - 1}, got {2**64}"),
         ("arch.stack=mlp arch.dim=10_000_000", "layer 'mlp': not enough memory for dim=10000000, max_length="),
     ],
@@ -383,6 +430,16 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, refused):
 def test_a_folder_of_another_schema_is_refused(tmp_path, refused):
     (tmp_path / "store.json").write_text('{"schema": 999, "sweep": "old"}')
     assert "schema 999" in refused(*TINY, f"results_dir={tmp_path}")
+
+
+def test_a_record_of_another_schema_is_refused_before_anything_is_trained(tmp_path, refused):
+    """Not at the sweep's end, when the table is written, though it is none of the runs to come."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "0123456789abcdef.json").write_text('{"schema": 0}')
+    assert "schema 0" in refused(*TINY, f"results_dir={tmp_path}")
+    (tmp_path / "runs" / "0123456789abcdef.json").unlink()
+    (tmp_path / "records.jsonl.gz").write_bytes(b"cut off")
+    assert "bring back a whole one" in refused(*TINY, f"results_dir={tmp_path}")
 
 
 def test_help_and_one_point():

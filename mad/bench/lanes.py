@@ -55,6 +55,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--csv", metavar="FILE", help="write the numbers there, too")
     args = parser.parse_args(argv)
+    if min(args.lanes) < 1 or min(args.lengths) < 4 or args.seconds <= 0:
+        parser.error("--lanes must be at least 1, --lengths at least 4 (two pairs to recall), --seconds above 0")
     archs = chosen(args.arch, ("attention", "hyena"))
     console, rows = Console(highlight=False), []
     name = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"

@@ -31,6 +31,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--run", action="store_true", help="train it, too, into results/mad (resumes what is there)")
     args = parser.parse_args(argv)
+    if args.lanes < 1 or args.seconds <= 0:
+        parser.error("--lanes must be at least 1 and --seconds above 0")
     if "," in args.arch:
         parser.error(f"expected one architecture, got {args.arch}")
     (arch,) = chosen(args.arch, ())

@@ -38,6 +38,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--threads", type=int, default=1, help="on a CPU; training uses one a run (default 1)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
+    for name in ("batch", "length", "dim", "steps", "threads"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
     torch.set_num_threads(args.threads)
     where = args.device if args.device == "cuda" else f"cpu, {args.threads} thread{'s' * (args.threads > 1)}"
     title = f"batch {args.batch}, length {args.length}, dim {args.dim}, {where}"

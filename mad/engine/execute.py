@@ -175,7 +175,7 @@ class _Desk:
             return
         lost = f"{len(self.unwritten)} records could not be written to {self.store.folder}"
         try:
-            folder = Path(tempfile.mkdtemp(prefix=f"mad-{self.store.sweep}-"))
+            folder = Path(tempfile.mkdtemp(prefix=f"mad-{self.store.folder.name[:50]}-"))
             for record in self.unwritten:
                 Store(folder, self.store.sweep).write(record)
         except OSError as error:

@@ -1,7 +1,7 @@
 """What goes on during a sweep: a live display in a terminal, one plain line per finished run elsewhere."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console, Group
@@ -120,7 +120,7 @@ class Lively(Display):
     def render(self) -> Group:
         lines = Table.grid(padding=(0, 2))
         for event in sorted(self.runs.values(), key=lambda event: (event.worker, event.run.id)):
-            lines.add_row(Text(str(event.worker), style="dim"), label(event.run), *_progress(event.progress))
+            lines.add_row(Text(str(event.worker), style="dim"), Text(label(event.run)), *_progress(event.progress))
         finished = sum(self.counts.values()) + self.elsewhere
         total = Table.grid(padding=(0, 2))
         counts = [Text(f"{count} {name}", style=STYLES[name]) for name, count in self.counts.items() if count]
@@ -137,16 +137,20 @@ class Lively(Display):
         return duration(elapsed) + left
 
 
-def label(run: Run) -> str:
-    """'hyena-swiglu*2 · mqar · lr 0.0005'."""
-    return f"{run.arch.name or run.arch.stack} · {run.task.get('name')} · lr {run.optim.lr:g}"
+def label(run: Run | Mapping[str, Any]) -> str:
+    """'hyena-swiglu*2 · mqar · lr 0.0005', of a run or of a record's `config`, which may be another mad's."""
+    config = run.to_dict() if isinstance(run, Run) else run
+    arch, task, optim = (config.get(key) or {} for key in ("arch", "task", "optim"))
+    lr = optim.get("lr")
+    rate = f"{lr:g}" if isinstance(lr, (int, float)) else lr
+    return f"{arch.get('name') or arch.get('stack')} · {task.get('name')} · lr {rate}"
 
 
 def describe(record: Record) -> str:
-    """A finished run in one line: what it was, and its accuracy or its error."""
-    parts = [label(Run.of(record.config))]
+    """A finished run in one line: what it was, and its accuracy, or its file and its error."""
+    parts = [label(record.config)]
     if record.status == "failed":
-        return " · ".join([*parts, record.last_error or "no reason given"])
+        return " · ".join([*parts, f"{record.run_id}.json", record.last_error or "no reason given"])
     if "accuracy" in record.metrics:
         parts.append(f"accuracy {record.metrics['accuracy']:.3f}")
     setup = f" ({record.setup_seconds:.1f} s compiling and capturing)" if record.setup_seconds >= 1 else ""

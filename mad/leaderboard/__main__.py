@@ -18,7 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="A diverged run scores 0, a failed one nothing; rows without a rank lack results for some settings.",
     )
     parser.add_argument("tables", nargs="+", metavar="TABLE", help="a results folder, or a CSV file with one row a run")
-    parser.add_argument("--score", help="the column to rank by (default: what the runs were scored by)")
+    parser.add_argument(
+        "--score", help="the column to rank by, the higher the better (default: what the runs were scored by)"
+    )
     parser.add_argument("--csv", metavar="FILE", help="write the leaderboard as CSV too")
     parser.add_argument("--md", metavar="FILE", help="write the leaderboard as Markdown too")
     parser.add_argument("--html", metavar="FILE", help="write the leaderboard as a web page that needs no other file")
@@ -30,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
         for name in SUFFIXES:
             if getattr(chosen, name):
                 _check(name, Path(getattr(chosen, name)))
+        if chosen.publish:
+            _check_publishing(chosen.publish, chosen.tables)
         published = leaderboard.read_anchors(chosen.anchors) if chosen.anchors else None
         table, records = leaderboard.load(chosen.tables)
         board = leaderboard.build(table, score=chosen.score)
@@ -56,6 +60,20 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _check_publishing(tracker: str, tables: list[str]) -> None:
+    """Whether that tracker is to be had, and given records to show: before there is anything to write.
+
+    Raises:
+        ValueError: an unknown tracker, or one not installed; a table that is no results folder.
+    """
+    from mad.trackers import build
+
+    build(tracker)
+    for table in tables:
+        if not Path(table).is_dir():
+            raise ValueError(f"--publish {tracker} {table}: a tracker is shown records; expected a results folder")
 
 
 def _check(name: str, path: Path) -> None:

@@ -31,6 +31,7 @@ SETTING = ("train.num_train", "train.num_test", *BUDGET, "train.batch_size")
 # and all of task.*; what is left of train.* (precision, how often is evaluated) is not part of the problem
 COST = ("params", "flops", "state_size")
 STATUSES = ("ok", "diverged", "failed")
+LOWER = ("loss", "perplexity", "bits_per_byte", "seconds", "steps", *COST)  # also valid_loss, ...: the less, the better
 
 Frame = Any  # a data frame or series: which one, pandas' own annotations leave open too often to be checked
 
@@ -53,7 +54,8 @@ def build(table: pd.DataFrame, score: str | None = None) -> pd.DataFrame:
         failed (numbers of runs).
 
     Raises:
-        ValueError: the table is empty, lacks a column, or its runs were scored in different ways.
+        ValueError: the table is empty, lacks a column, its runs were scored in different ways, or the score is one of
+            which less is better.
     """
     runs: Frame = scored(table, score)
     best = _by_setting(runs["score"], runs)
@@ -89,6 +91,11 @@ def scored(table: pd.DataFrame, score: str | None = None) -> Any:
     if table.empty:
         raise ValueError("the table holds no runs; expected one row a run")
     score = score or score_of(table)
+    if score.removeprefix("valid_").removeprefix("train_").removeprefix("batch_") in LOWER:
+        raise ValueError(
+            f"of {score!r} less is better, and a leaderboard ranks by what is the better the higher (and counts a "
+            "divergence as 0); expected a score as accuracy, macro_accuracy; for losses: python -m mad.scaling"
+        )
     if score not in table and "status" in table and "ok" not in set(table["status"]):
         table = table.assign(**{score: float("nan")})  # no run came to an evaluation; a divergence is a zero below
     needed = (*REQUIRED, score)

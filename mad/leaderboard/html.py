@@ -21,6 +21,7 @@ from mad.leaderboard.build import task_columns
 from mad.leaderboard.details import Details
 from mad.leaderboard.pack import pack
 from mad.leaderboard.render import amount
+from mad.records import save
 
 FOLDER = Path(__file__).parent
 BYTES = 298_000  # of a page of up to 100 rows; of longer ones that share a row
@@ -47,7 +48,7 @@ def write_html(
     title: str = "Leaderboard",
 ) -> None:
     """Write `page` to a file."""
-    Path(path).write_text(page(board, details, anchors, title), encoding="utf-8")
+    save(path, page(board, details, anchors, title))
 
 
 def page(

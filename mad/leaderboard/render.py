@@ -10,6 +10,7 @@ from rich.table import Table
 
 from mad.leaderboard.anchors import Anchor, Anchors
 from mad.leaderboard.build import task_columns
+from mad.records import save
 
 WIDE = 200  # columns of text where nobody said how many there are
 
@@ -41,12 +42,12 @@ def markdown(board: pd.DataFrame, anchors: Anchors | None = None) -> str:
 
 
 def write_markdown(board: pd.DataFrame, path: str | Path, anchors: Anchors | None = None) -> None:
-    Path(path).write_text(markdown(board, anchors), encoding="utf-8")
+    save(path, markdown(board, anchors))
 
 
 def write_csv(board: pd.DataFrame, path: str | Path) -> None:
     """All columns and digits."""
-    board.to_csv(path, index=False)
+    save(path, board.to_csv(index=False))
 
 
 def _cells(board: Any) -> pd.DataFrame:

@@ -6,12 +6,12 @@ store.table()                           # a data frame, one row a run
 """
 
 from mad.records.claims import Claim, Claims
-from mad.records.files import dumps, loads, replace
+from mad.records.files import dumps, loads, replace, save
 from mad.records.record import DONE, FAILURES, SCHEMA, STATUSES, Record
 from mad.records.store import Store
 from mad.records.table import table, write_csv
 
 __all__ = [
     "DONE", "FAILURES", "SCHEMA", "STATUSES", "Claim", "Claims", "Record", "Store", "dumps", "loads", "replace",
-    "table", "write_csv",
+    "save", "table", "write_csv",
 ]  # fmt: skip

@@ -30,6 +30,15 @@ def replace(path: Path, content: str | bytes | memoryview) -> None:
         raise
 
 
+def save(path: str | Path, content: str) -> None:
+    """`replace` of a file that somebody named: of what a link leads to. A device, as /dev/stdout, is written into."""
+    path = Path(path)
+    if path.exists() and (not path.is_file() or path.is_relative_to("/dev")):
+        path.write_text(content, encoding="utf-8")
+    else:
+        replace(path.resolve(), content)
+
+
 def dumps(value: Any) -> str:
     """Standard JSON, also of floats that are not finite."""
     try:

@@ -57,7 +57,7 @@ class Store:
         if sweep is not None and about.get("sweep", sweep) != sweep:
             raise ValueError(
                 f"results folder {str(folder)!r} holds the sweep {about['sweep']!r}, not {sweep!r}; choose another "
-                f"folder (results_dir=...), or go on with that sweep (name={about['sweep']})"
+                f"folder (results_dir=...), or go on with that sweep (name={about['sweep']} results_dir={folder})"
             )
         self.sweep = sweep or about.get("sweep") or self.folder.resolve().name
         self._about_written, self._made = bool(about), False
@@ -145,16 +145,30 @@ class Store:
             raise
         except ValueError as error:  # not UTF-8, not JSON, or not a record
             aside = path.with_name(path.name + ".corrupt")
-            log.warning("%s cannot be read (%s); set aside as %s, the run counts as not done", path, error, aside.name)
-            with contextlib.suppress(OSError):  # another reader was faster, or the folder is not ours to change
+            what = f"set aside as {aside.name}"
+            try:
                 os.replace(path, aside)
+            except OSError:  # another reader was faster, or the folder is not ours to change
+                what = "left out"
+            log.warning("%s cannot be read (%s); %s, the run counts as not done", path, error, what)
             self.corrupt.append(aside)
         return None
 
     def records(self) -> list[Record]:
         """All records that can be read, by architecture, task and optimiser."""
-        ids = {path.stem for path in self.runs.glob("*.json")} | self._packed_records().keys()
-        return sorted((record for record in map(self.read, ids) if record is not None), key=_order)
+        return sorted((record for record in map(self.read, self._ids()) if record is not None), key=_order)
+
+    def check(self) -> None:
+        """Read all records once, before a sweep trains for hours what it could not put into a table at its end.
+
+        Raises:
+            ValueError: a record was written with another schema version, or the packed ones are damaged.
+        """
+        for run_id in self._ids():
+            self.read(run_id)
+
+    def _ids(self) -> set[str]:
+        return {path.stem for path in self.runs.glob("*.json")} | self._packed_records().keys()
 
     def pack(self) -> Path:
         """Write all records, those packed before too, to `records.jsonl.gz`; the files in runs/ stay."""
@@ -177,18 +191,29 @@ class Store:
         return table(self.records())
 
     def write_csv(self) -> Path:
-        """Write `results.csv` afresh from the records."""
+        """Write `results.csv` afresh from the records; again, if meanwhile another process has written some."""
         path = self.folder / "results.csv"
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_csv(self.records(), path)
+        for _ in range(3):  # one that writes on and on makes its own in the end
+            seen = self._changed()
+            write_csv(self.records(), path)
+            if seen:
+                os.utime(path, ns=(seen, seen))  # as of when it is: whoever replaced a newer one is found out
+            if not self.csv_is_older():
+                break
         return path
 
     def csv_is_older(self) -> bool:
-        """Whether records were written since `results.csv` was, by a process that came to no end, or there is none."""
+        """Whether there are records since `results.csv`, of a process that came to no end or of another machine, or
+        there is none."""
         try:
-            return (self.folder / "results.csv").stat().st_mtime_ns < self.runs.stat().st_mtime_ns
+            return (self.folder / "results.csv").stat().st_mtime_ns < self._changed()
         except OSError:
             return True
+
+    def _changed(self) -> int:
+        """When there was last a new record: nanoseconds, by the clock of the disk."""
+        return max((path.stat().st_mtime_ns for path in (self.runs, self.packed) if path.exists()), default=0)
 
     def _about(self) -> dict[str, Any]:
         path = self.folder / "store.json"
@@ -217,6 +242,11 @@ def _record(path: Path, text: str, run_id: str) -> Record:
     given = loads(text)
     if isinstance(given, dict):
         _check_schema(path, given.get("schema", SCHEMA))
+        for key in given.keys() - Record.__dataclass_fields__:
+            raise OtherSchema(
+                f"{path} has the field {key!r}, which this mad does not know: a later mad wrote it; use that one, or "
+                "choose another results folder (results_dir=...)"
+            )
     record = Record.from_dict(given)
     if record.run_id != run_id:
         raise ValueError(f"it is the record of run {record.run_id!r}")

@@ -331,24 +331,29 @@ def test_the_command(tmp_path, capsys):
 def test_the_command_says_what_is_wrong(tmp_path, capsys):
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "header.csv").write_text("arch,task,accuracy\n")
-    (tmp_path / "good.csv").write_text("arch,task,accuracy\nx,t,1\n")
+    (tmp_path / "good.csv").write_text("arch,task,accuracy,valid_loss\nx,t,1,2\n")
     for arguments, message in (
         ([tmp_path / "nowhere"], "does not exist"),
         ([tmp_path], "does not exist"),
         ([tmp_path / "empty.csv"], "not a CSV file of runs"),
         ([tmp_path / "header.csv"], "holds no runs"),
         ([tmp_path / "good.csv", "--score", "macro_accuracy"], "lacks the column 'macro_accuracy'"),
+        ([tmp_path / "good.csv", "--score", "valid_loss"], "of 'valid_loss' less is better"),
+        ([tmp_path / "good.csv", "--publish", "wandb"], "good.csv: a tracker is shown records; expected a results f"),
+        ([tmp_path / "nowhere", "--publish", "wandbb"], "did you mean 'wandb'"),
     ):
         assert main(list(map(str, arguments))) == 2
         said = capsys.readouterr()
-        assert message in said.err and "Traceback" not in said.err
+        assert message in said.err and "Traceback" not in said.err and not said.out
 
 
 def test_the_command_publishes(tmp_path, capsys, monkeypatch):
     store, told = sweep(tmp_path / "mine", record("a", 0.5)), []
-    monkeypatch.setattr("mad.trackers.publish_folder", lambda name, folder: told.append((name, folder)) or name != "x")
+    monkeypatch.setattr(
+        "mad.trackers.publish_folder", lambda name, folder: told.append((name, folder)) or name != "none"
+    )
     assert main([str(store.folder), "--publish", "wandb"]) == 0 and told == [("wandb", str(store.folder))]
-    assert main([str(store.folder), "--publish", "x"]) == 1  # not all could be published
+    assert main([str(store.folder), "--publish", "none"]) == 1  # not all could be published
     monkeypatch.undo()
     assert main([str(store.folder), "--publish", "wandbb"]) == 2
     assert "unknown tracker 'wandbb' (did you mean 'wandb'?)" in capsys.readouterr().err

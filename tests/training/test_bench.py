@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from layers.attention import Attention
-from mad.bench import lanes, profile, protocol
+from mad.bench import lanes, profile, protocol, step
 
 
 def test_lanes_are_measured_and_written(tmp_path, capsys):
@@ -46,6 +46,20 @@ def test_a_profile_names_what_a_step_spends_its_time_on(capsys):
 def test_an_unknown_architecture_is_named_before_any_work():
     with pytest.raises(SystemExit, match="unknown arch 'hyenna' .did you mean 'hyena'"):
         lanes.main(["arch=attention,hyenna"])
+
+
+@pytest.mark.parametrize(
+    "main, given, said",
+    [
+        (step.main, ["--threads", "0"], "--threads must be at least 1, got 0"),
+        (lanes.main, ["arch=attention", "--lengths", "0"], "--lengths at least 4"),
+        (protocol.main, ["arch=attention", "--lanes", "0"], "--lanes must be at least 1"),
+    ],
+)
+def test_sizes_that_nothing_can_be_measured_with(capsys, main, given, said):
+    with pytest.raises(SystemExit):
+        main(given)
+    assert said in capsys.readouterr().err
 
 
 def test_a_score_card_in_steps_and_tokens():
