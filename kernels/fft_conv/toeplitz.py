@@ -18,7 +18,8 @@ import triton.language as tl
 from kernels.tiles import bucket, precision
 
 BANDS_FROM = 65  # tokens from which copies of the filter pay for themselves
-GATES_UPTO = 2  # blocks a sequence up to which a gate is multiplied where it is read; with more it would be read again
+GATES_UPTO = 4  # blocks a sequence up to which a gate is multiplied where it is read; with more it is read too often
+BACKWARD_GATES_UPTO = 2  # where three products read what is gated
 SHARES = 8  # at most so many partial sums of the taps' gradient a channel
 
 
@@ -177,16 +178,22 @@ def taps_kernel(
     store_diagonals(bottom, M // 2, place + 2 * rows, d, D, rows, M)
 
 
-def blocking(length: int, taps: int, dtype: torch.dtype) -> tuple[int, int, int]:
-    """Tokens a block, blocks a sequence, and the largest distance between blocks that a filter reaches."""
-    size = bucket(length, 16, 64 if dtype == torch.float32 else 128)  # three TF32 products take twice the registers
+def blocking(length: int, taps: int, most: int) -> tuple[int, int, int]:
+    """Tokens a block, at most `most`, blocks a sequence, and the largest distance between blocks that a filter
+    reaches."""
+    size = bucket(length, 16, most)
     blocks = triton.cdiv(length, size)
     return size, blocks, min(blocks - 1, (taps + size - 2) // size)
 
 
-def gates_first(x: torch.Tensor) -> bool:
-    """Whether a gate is multiplied before the product, as each block would read it again."""
-    return blocking(x.shape[2], x.shape[2], x.dtype)[1] > GATES_UPTO
+def largest(dtype: torch.dtype) -> int:
+    """Tokens a block of `product_kernel` at most: three TF32 products take twice the registers."""
+    return 64 if dtype == torch.float32 else 128
+
+
+def gates_first(x: torch.Tensor, upto: int) -> bool:
+    """Whether a gate is multiplied before the product, as each of more than `upto` blocks would read it again."""
+    return triton.cdiv(x.shape[2], largest(x.dtype)) > upto
 
 
 def with_skip(k: torch.Tensor, skip: torch.Tensor | None, most: int) -> torch.Tensor:
@@ -204,8 +211,8 @@ def pointers(x: torch.Tensor, *others: torch.Tensor | None) -> tuple[list[torch.
 def convolve(x, k, skip, gate, gate1, gate2=None, *, transposed=False) -> Any:
     """gate1 * conv(gate * x, k), and with gate2 also gate2 * the same. x (B, H, L), k (H, K), contiguous."""
     batch, channels, length = x.shape
-    size, blocks, _ = blocking(length, k.shape[1], x.dtype)
-    if gate is not None and gates_first(x):
+    size, blocks, _ = blocking(length, k.shape[1], largest(x.dtype))
+    if gate is not None and gates_first(x, GATES_UPTO):
         x, gate = x * gate, None
     y1 = torch.empty_like(x)
     y2 = None if gate2 is None else torch.empty_like(x)
@@ -224,16 +231,23 @@ def convolve(x, k, skip, gate, gate1, gate2=None, *, transposed=False) -> Any:
 
 
 def tiling(x: torch.Tensor, size: int, rows: int, gates: list) -> tuple[int, int, int, int]:
-    """Rows of a program, tokens a step, warps and pipeline stages, for `rows` rows in all. Gates take registers."""
-    gated = any(gate is not None for gate in gates)
+    """Rows of a program, tokens a step, warps and pipeline stages, for `rows` rows in all, by what was fastest on an
+    H200 for 128 x 512 sequences of 128 to 1,024 tokens. Gates take registers."""
+    read, *written = (gate is not None for gate in gates)
+    gated = read or any(written)
     if x.dtype == torch.float32:
         rows = bucket(rows, 16, 64 if gated else 128)
         return rows, min(size, 32), 8 if size * rows >= 64 * 64 else 4, 2
     if size < 128:
         return bucket(rows, 16, 64), min(size, 32), 4, 1
-    if x.shape[-1] % 8 or gates[0] is not None:  # not aligned, or gated where it is read
+    if x.shape[-1] % 8:  # not aligned: loads of single tokens
         return bucket(rows, 16, 64), 32, 8 if gated else 4, 2
-    if gated or rows < 1024:
+    blocks = x.shape[-1] // size
+    if blocks <= 2 and read or blocks <= 4 and all(written):
+        return bucket(rows, 16, 64), 64, 4, 2
+    if read:
+        return bucket(rows, 16, 128), 32, 4, 3
+    if rows < 1024 or gated:
         return bucket(rows, 16, 128), 64, 8 if rows >= 64 else 4, 3
     return 256, 32, 8, 4
 
@@ -253,24 +267,16 @@ def copies(k, skip, dtype: torch.dtype, size: int, transposed: bool) -> tuple[to
 def taps_gradient(x, dy, gate, gate1, taps: int) -> torch.Tensor:
     """dk (H, taps), fp32, of gate1 * conv(gate * x, k) for the cotangent dy."""
     batch, channels, length = x.shape
-    size, blocks, reach = blocking(length, taps, x.dtype)
-    if gates_first(x):
-        x, gate = (x if gate is None else x * gate), None
-        dy, gate1 = (dy if gate1 is None else dy * gate1), None
-    if gate is not None or gate1 is not None or x.dtype == torch.float32:
-        rows, warps, stages = 32, 8, 2
-    elif length % 8:  # loads are of single tokens, whose addresses take registers
-        rows, warps, stages = 64, 8, 2
-    else:
-        rows, warps, stages = 32, 4, 3
-    fewest = 32 if x.dtype == torch.float32 else 64  # tokens a block: four warps spill 32 in fp32
+    size, blocks, reach = blocking(length, taps, 64)  # larger blocks have more diagonals, whose sums take the time
+    single = x.dtype == torch.float32
+    rows = 32 if single or length % 8 else 64  # not aligned: loads of single tokens, whose addresses take registers
     shares = max(1, min(SHARES, 264 // (channels * (reach + 1)), triton.cdiv(batch, rows)))
     partial = x.new_empty(shares, 4, channels, (reach + 1) * size, dtype=torch.float32)
     tensors, strides = pointers(x, dy, gate, gate1)
     taps_kernel[(reach + 1, channels, shares)](
         *tensors, partial, batch, channels, length, blocks, reach, *strides,
         GATED=gate is not None, GATED1=gate1 is not None, M=size, BR=rows, PRECISION=precision(x.dtype),
-        num_warps=warps if size >= fewest else 4, num_stages=stages,
+        num_warps=8 if single and size >= 32 else 4, num_stages=2,
     )  # fmt: skip
     sums = partial.view(shares * 4, channels, -1)[..., :taps].sum(0)
     if sums.shape[1] == taps:

@@ -81,7 +81,7 @@ def backward(
         dk = monarch_taps.taps_gradient(s, g, taps)
     else:
         w, gate, g, gate1 = u, pre_gate, dy, post_gate
-        if toeplitz.gates_first(u):  # once for the three products
+        if toeplitz.gates_first(u, toeplitz.BACKWARD_GATES_UPTO):  # once for the three products
             w, gate = (u if gate is None else u * gate), None
             g, gate1 = (dy if gate1 is None else dy * gate1), None
         if post_gate is not None:
