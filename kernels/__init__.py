@@ -23,6 +23,7 @@ from kernels.block_diagonal_matmul import block_diagonal_glu, block_diagonal_mat
 from kernels.checks import use_backend, wide
 from kernels.delta_rule import delta_rule
 from kernels.dplr_delta_rule import dplr_delta_rule
+from kernels.embedding import embedding
 from kernels.fft_conv import fft_conv
 from kernels.gated_mlp import gated_mlp
 from kernels.hedgehog_attention import hedgehog_attention
@@ -41,6 +42,7 @@ __all__ = [
     "block_diagonal_matmul",
     "delta_rule",
     "dplr_delta_rule",
+    "embedding",
     "fft_conv",
     "gated_mlp",
     "hedgehog_attention",

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import kernels
 from layers.base import Layer
 from mad.memory import enough_for
 from mad.models.stack import Stack, new_norm
@@ -13,7 +14,6 @@ from mad.registry import unknown
 
 INITS = ("own", "normal", "gpt2")
 OUTPUT_MAPS = ("out", "down")  # what layers call the map at their end
-FEW = 256  # token vectors, up to which their gradient is a matrix product on a GPU
 
 
 class LanguageModel(nn.Module):
@@ -118,30 +118,10 @@ class Embedding(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         if tokens.shape[1] > self.max_length:  # not all layers have a limit; learned positions and the decoder's do
             raise ValueError(f"the model was built for max_length={self.max_length}, got {tokens.shape[1]} tokens")
-        small = tokens.is_cuda and self.tokens.num_embeddings <= FEW
-        x = Lookup.apply(self.tokens.weight, tokens) if small else self.tokens(tokens)
+        x = kernels.embedding(self.tokens.weight, tokens)
         if self.positions is not None:
             x = x + self.positions[: tokens.shape[1]]
         return self.dropout(x)
-
-
-class Lookup(torch.autograd.Function):
-    """weight[tokens], whose gradient is a product with a one-hot matrix: summed in a fixed order without the sorting
-    that a GPU otherwise needs for that, which takes as long as a layer."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(tokens)
-        ctx.rows = len(weight)
-        return weight[tokens]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (tokens,), (gradient,) = ctx.saved_tensors, gradients
-        ids = torch.arange(ctx.rows, device=tokens.device).unsqueeze(-1)
-        one_hot = (ids == tokens.flatten()).to(gradient.dtype)  # (V, B T)
-        with torch.autocast(tokens.device.type, enabled=False):
-            return one_hot @ gradient.flatten(0, 1), None
 
 
 HEADS = {"lm": LanguageModel, "autoencoder": AutoEncoder}
