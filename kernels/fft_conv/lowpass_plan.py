@@ -57,7 +57,7 @@ def plan(length: int, keep: int) -> Plan:
 
 
 def pays(u: torch.Tensor, keep: int) -> bool:
-    """Whether the kernel is the faster on a GPU: by arithmetic, as the two have not been timed side by side.
+    """Whether the kernel is faster than torch on a GPU: by arithmetic, which four timed shapes do not contradict.
 
     A token takes one way, in multiply-adds, 2 rows for the first product, 4 rows columns / P for the second, TWIDDLE
     for each of rows / P numbers that are twiddled and rounded, and READ for itself. Blocks of columns start anew, and
