@@ -393,7 +393,7 @@ def refused(monkeypatch, capsys):
         ("tracker=none,wandb", "tracker is none and wandb"),
         ("engine=slurm device=cpu,cuda train.precision=fp32", "device is cpu and cuda; a run is the same run"),
         (f"seed={2**64}", f"seed must be at most {2**64 - 1}, got {2**64}"),
-        ("arch.stack=mlp arch.dim=10_000_000", "layer 'mlp': not enough memory for dim=10000000, max_length="),
+        ("arch.stack=mlp arch.dim=1_000_000", "layer 'mlp': not enough memory for dim=1000000, max_length="),
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path, refused, mistake, message):

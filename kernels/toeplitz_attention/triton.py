@@ -24,7 +24,7 @@ from kernels.linear_attention.sums import scaled_product
 from kernels.tiles import bucket, operator, precision
 
 SHARES = 32  # at most so many partial sums of the filter's gradient
-PROGRAMS = 264  # that fill a card: two a multiprocessor
+PROGRAMS = 256  # that fill a card: about two a multiprocessor
 
 
 @triton.jit
@@ -177,15 +177,16 @@ def taps_kernel(
 
 
 def tiling(batch: int, heads: int, length: int, widest: int, dtype: torch.dtype, after: bool) -> dict[str, int]:
-    """Tokens a block, batch rows a program, warps, by what was fastest on an H100 at widths of 16.
+    """Tokens a block, batch rows a program, warps, by what was fastest on an H100, later an H200, at widths of 16.
 
     fp32 products are three of TF32, whose operands take registers; so do the two sums of `after`."""
     if dtype == torch.float32:
         block = bucket(length, 16, 32 if widest <= 32 and not after else 16)
         return {"ROWS": 1, "BM": block, "BN": block, "num_warps": 8 if after and widest > 32 else 4, "num_stages": 1}
     narrow = widest <= 16
-    block = bucket(length, 16, (32 if widest > 64 else 64) if after else (64 if narrow else 128))
-    wide = 64 if narrow and not after else 32
+    one = 64 < length <= 128  # block: the whole sequence
+    block = bucket(length, 16, (32 if widest > 64 else 64) if after else (64 if narrow and not one else 128))
+    wide = 64 if narrow and not after and not one else 32
     enough = narrow and batch * heads * triton.cdiv(length, block) >= 4 * PROGRAMS
     rows = (2 if after or dtype == torch.float16 else 4) if enough else 1  # fp16 scales rows of weights: registers
     warps = 8 if block * widest >= 2048 and not narrow else 4 if block > 32 else 2
@@ -234,6 +235,8 @@ def tiling_taps(length: int, widest: int, dtype: torch.dtype) -> dict[str, int]:
     if dtype == torch.float32:
         return {"M": 32 if narrow else 16, "num_warps": 4 if narrow else 2, "num_stages": 1}
     block = bucket(length, 32, 64 if widest <= 32 else 32)
+    if narrow and length <= 256 and length % block == 0:  # with masks two warps would spill
+        return {"M": block, "num_warps": 2, "num_stages": 3}
     return {"M": block, "num_warps": 4 if narrow else 8, "num_stages": 4 if narrow else 3}
 
 
