@@ -6,7 +6,7 @@ fill it, for short ones eight do not. More than pay cost memory, and time to the
 
 from collections.abc import Callable, Hashable
 
-GAIN = 1.02  # of the steps a second of all runs together, which one more run must bring
+GAIN = 1.01  # of the steps a second of all runs together, which one more run must bring
 FEW = 3  # lanes that are tried unasked, where runs are never evaluated
 PATIENCE = 30.0  # seconds that runs go on without an evaluation, before one more of these is
 

@@ -40,7 +40,7 @@ def simulate(pace, rate, runs=40, evaluations=40, shapes=("shape",), steps=20, s
     [
         (lambda n: 100.0, 1),  # full with one
         (lambda n: 100.0 * min(n, 3), 3),
-        (lambda n: 100.0 * n / (n + 1), 7),  # the seventh brings 2.1 %, the eighth 1.6
+        (lambda n: 100.0 * n / (n + 0.5), 7),  # the seventh brings 1.1 %, the eighth 0.8
         (lambda n: 100.0 * n, 8),  # as many as there is room for
         (lambda n: 100.0 * min(n, 2) - n, 2),  # more cost time
     ],
