@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+MOST_FAILED = 0.5  # of the resamples, for an interval
 CHECKPOINT_ROWS = 12  # of one model size, the loss falling all along, before they look like one run's checkpoints
 
 
@@ -50,6 +51,18 @@ class Edge(ScalingWarning):
 
 class NoInterval(ScalingWarning):
     """Too few resamples could be fitted to say how sure the fit is."""
+
+
+class Unbounded(ScalingWarning):
+    """Some resamples leave a parameter without a bound: it has no variance."""
+
+
+class NoFloor(ScalingWarning):
+    """The irreducible loss tends to 0: the runs do not tell it."""
+
+
+class Units(ScalingWarning):
+    """Numbers that can hardly be what the column is said to hold."""
 
 
 class Disagreement(ScalingWarning):
