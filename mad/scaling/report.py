@@ -157,7 +157,7 @@ def _fit(report: Report, group: Group, bootstrap: int, seed: int) -> None:
     if cluster is not None:
         group.envelope = report.attempt(f"{arch}, envelope", fit_envelope, runs, bootstrap=bootstrap, seed=seed)
     if "unique" in runs:
-        repeated = (d > REPEATED * runs["unique"]).to_numpy()
+        repeated = ((runs["unique"] > 0) & (d > REPEATED * runs["unique"])).to_numpy()  # 0: not known
         if repeated.any():
             group.constrained = report.attempt(f"{arch}, data-constrained", _constrained, runs, repeated)
     if group.isoflop and group.parametric and group.parametric.intervals:
@@ -186,6 +186,11 @@ def _constrained(runs: Frame, repeated: np.ndarray) -> DataConstrainedFit:
 def _loss(group: Group, compute: float) -> float:
     assert group.parametric
     return float(group.parametric.optimum(compute, group.per_token).loss)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss); infinite where that is no number."""
+    return math.inf if loss > 700 else math.exp(loss)
 
 
 def read_scores(path: str | Path, column: str | None = None) -> Frame:
@@ -219,7 +224,7 @@ def _correlate(report: Report, groups: list[Group], scores: Frame) -> Scores | N
         )  # fmt: skip
         return None
     rows = [
-        {"arch": g.arch, "score": mean[g.arch], "perplexity": math.exp(_loss(g, report.compute))} for g in known
+        {"arch": g.arch, "score": mean[g.arch], "perplexity": perplexity(_loss(g, report.compute))} for g in known
     ]  # fmt: skip
     points = pd.DataFrame(rows)
     repeats = [scores.loc[scores["arch"] == arch, "score"].to_numpy() for arch in points["arch"]]
@@ -234,7 +239,7 @@ def to_json(value: Any) -> Any:
     """Results as plain values: NaN becomes null, infinities "inf" and "-inf"; samples of the bootstrap are left out."""
     if isinstance(value, Report):
         return {
-            "compute": value.compute,
+            "compute": to_json(value.compute),
             "groups": {arch: to_json(group) for arch, group in value.groups.items()},
             **{key: to_json(getattr(value, key)) for key in ("state", "comparisons", "scores")},
             "notes": [note._asdict() for note in value.notes],

@@ -21,7 +21,7 @@ import pandas as pd
 from mad.records import STATUSES, Store
 from mad.records import table as records_table
 from mad.registry import nearest
-from mad.scaling.checks import Refused, ScalingWarning
+from mad.scaling.checks import Refused, ScalingWarning, Units
 
 Frame = Any  # a data frame or series: which one, pandas' own annotations leave open too often to be checked
 
@@ -37,6 +37,7 @@ ALIASES = {
     "run": ("run_name",),
 }
 TEXT = ("arch", "run")
+MOST_NATS = 20.0  # a token: a uniform guess among half a billion ids
 PER_TOKEN = 6.0  # FLOPs of training a parameter on a token
 
 
@@ -60,6 +61,13 @@ def read(path: str | Path, columns: Mapping[str, str] | None = None, group: str 
     else:
         table, text = read_csv(csv_file(path)), csv_file(path).read_bytes()
     found = standard(table, columns, group)
+    if found["loss"].median() > MOST_NATS:
+        warnings.warn(
+            f"half of the losses are above {MOST_NATS:.0f}, but nats a token are at most ln(vocabulary), 12 for 150,000"
+            " ids; of a perplexity give the logarithm, of a sum the mean",
+            Units,
+            stacklevel=2,
+        )
     found.attrs["sha256"] = hashlib.sha256(text).hexdigest()
     return found
 
@@ -112,9 +120,12 @@ def standard(
         for name, others in ALIASES.items()
     }
     found = {name: table[source] for name, source in sources.items() if source is not None}
+    found = {k: column for k, column in found.items() if k not in TEXT or k in chosen or column.notna().any()}
     new = pd.DataFrame({name: _cast(name, column) for name, column in found.items()})
-    new = _kept(new, table)
+    if "loss" not in new:
+        raise _missing("loss", table)
     _derive(new, table)
+    new = _kept(new, table)
     if "arch" not in new:
         new["arch"] = "all"
     new = new.reset_index(drop=True)
@@ -124,7 +135,7 @@ def standard(
 
 def _cast(name: str, column: Frame) -> Frame:
     if name in TEXT:
-        return column.astype(str)
+        return column.astype(str).where(column.notna())
     numbers: Frame = pd.to_numeric(column, errors="coerce")
     numbers = numbers.astype(np.float64)
     wrong = column[numbers.isna() & column.notna()]
@@ -137,19 +148,24 @@ def _cast(name: str, column: Frame) -> Frame:
 
 def _kept(new: Frame, table: Frame) -> Frame:
     """Rows of finished runs with a finite loss; how many others there were is said."""
-    if "loss" not in new:
-        raise _missing("loss", table)
     good = np.isfinite(new["loss"]) & (new["loss"] > 0)
     if "status" in table and table["status"].isin(STATUSES).any():  # ours; another's words mean what they mean there
         good &= (table["status"] == "ok").to_numpy()
     for name in ("n", "d", "compute"):
         if name in new:
             good &= np.isfinite(new[name]) & (new[name] > 0)
+    unnamed = [name for name in TEXT if name in new and new[name].isna().any()]
+    for name in unnamed:  # they would be runs of nothing, in no fit
+        good &= new[name].notna()
+    also = "".join(f", or no {name}" for name in unnamed)
     if not good.any():
-        raise Refused("no row has a finite positive loss, n, d and compute, and status ok where there is one")
+        raise Refused(
+            "no row has a finite positive loss, n, d and compute, and status ok where there is one"
+            + "".join(f", and {name}" for name in unnamed)
+        )
     if not good.all():
         warnings.warn(
-            f"{int((~good).sum())} of {len(good)} rows are left out: not ok, or a number missing",
+            f"{int((~good).sum())} of {len(good)} rows are left out: not ok, or a number missing{also}",
             DroppedRows,
             stacklevel=3,
         )

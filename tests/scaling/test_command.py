@@ -9,7 +9,8 @@ import pytest
 from matplotlib import image
 
 from mad.scaling import __main__ as command
-from mad.scaling import read, report
+from mad.scaling import fit_isoflop, read, report, standard
+from mad.scaling.figures import draw
 
 LAWS = {  # E, A, B, alpha, beta
     "ours": (1.7, 400.0, 410.0, 0.34, 0.28),
@@ -144,6 +145,39 @@ def test_repeated_tokens_are_valued_or_named(tmp_path, capsys):
     pd.concat([table, more]).to_csv(tmp_path / "more.csv", index=False)
     assert run(tmp_path / "more.csv", *options) == 0
     assert "repeated tokens, all: R_D* = 15" in capsys.readouterr().out
+
+
+def test_perplexities_in_place_of_losses_are_noticed(tmp_path, capsys):
+    """Beyond 700 the exponential is no number; below, all would look well."""
+    table = profiles(sizes=5).assign(final=lambda t: 300 * t["final"])
+    table.to_csv(tmp_path / "perplexities.csv", index=False)
+    assert run(tmp_path / "perplexities.csv", *COLUMNS, "--bootstrap", 0, "--no-figures") == 0
+    shown = capsys.readouterr().out
+    assert "Units (table): half of the losses are above 20" in shown and "of a perplexity give the logarithm" in shown
+    assert "Refused (state): a loss of" in shown and " inf " in shown
+
+
+def test_tokens_that_nobody_counted_are_not_repeated(tmp_path, capsys):
+    profiles(sizes=5).assign(unique=0).to_csv(tmp_path / "table.csv", index=False)
+    assert run(tmp_path / "table.csv", *COLUMNS, "--bootstrap", 0, "--no-figures") == 0
+    assert "saw tokens more than once" not in capsys.readouterr().out
+
+
+def test_many_architectures_are_told_apart_in_a_figure():
+    """A legend of more entries than fit on a panel left no room for the panel; the ninth looked as the first."""
+    table = profiles(sizes=4).query("family == 'ours'")
+    many = pd.concat([table.assign(family=f"variant {i}") for i in range(10)])
+    table = standard(many, {"n": "Size", "d": "seen", "loss": "final"}, "family")
+    groups = {arch: report.Group(arch, runs, 6.0) for arch, runs in table.groupby("arch")}
+    for group in groups.values():
+        columns = (group.runs[key] for key in ("compute", "n", "d", "loss"))
+        group.isoflop = fit_isoflop(*columns)
+    figures = dict(draw(report.Report(groups, 1e19)))
+    figure = figures["optima"]
+    figure.draw_without_rendering()
+    assert not figure.axes[0].get_legend() and len(figure.legends[0].get_texts()) == 10
+    looks = {(line.get_color(), line.get_marker()) for line in figure.axes[2].lines if line.get_marker() != "None"}
+    assert len(looks) == 10 and figure.axes[0].get_position().height > 0.4
 
 
 @pytest.mark.parametrize(
