@@ -70,7 +70,12 @@ def load(task: Any, num: int, seed: int, split: str, device: str, room: int = 0)
 
 def _sample(kind: type[tasks.Task], options: str, num: int, seed: int, split: str) -> Examples:
     """By the class, not its name: a plugin that has changed registers another."""
-    return compact(*kind(**json.loads(options)).sample(num, seed=seed, split=split))
+    inputs, targets = kind(**json.loads(options)).sample(num, seed=seed, split=split)
+    if not (targets != IGNORE).any():
+        raise ValueError(
+            f"split {split!r} of task {kind.name!r} asks nothing in all its {num} sequences: every target is {IGNORE}"
+        )
+    return compact(inputs, targets)
 
 
 _kept = functools.lru_cache(maxsize=8)(_sample)  # for a worker's next runs: an optimiser grid shares its examples

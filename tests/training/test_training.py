@@ -3,11 +3,13 @@
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
 from mad import tasks, training
 from mad.config import Optim
+from mad.tasks.folder import write_folder
 from mad.training import data
 from mad.training.data import IGNORE, MULTIPLE, Batches, Examples, compact, fill_up, load
 from mad.training.evaluate import Evaluation, loss_of, scores
@@ -213,6 +215,23 @@ def test_the_evaluation_of_the_lowest_perplexity_is_reported():
     assert lowest.run_id != last.run_id and lowest.metrics["reported_step"] == lowest.curve[place]["step"]
     with pytest.raises(ValueError, match="expected train.report=last"):
         training.prepare(tiny(train={"report": "lowest_perplexity", "steps": None, "tokens": 1000}))
+
+
+def test_a_batch_that_asks_nothing_is_no_divergence(tmp_path):
+    """Of 32 sequences two have questions: most batches of 8 have none, and no mean either."""
+    task = tasks.build("mqar", vocab_size=32, seq_len=16, num_kv=2)
+    write_folder(task, tmp_path, 32, 16)
+    file = tmp_path / "train" / "targets.npy"
+    targets = np.load(file)
+    targets[2:] = IGNORE
+    np.save(file, targets)
+    run = tiny(train={"num_train": None, "num_test": None}) | {"task": {"name": "folder", "path": str(tmp_path)}}
+    record = training.train(run)
+    losses = [point["train_loss"] for point in record.curve]
+    assert record.status == "ok" and record.steps == 6 and min(losses) == 0 < max(losses)
+    np.save(file, np.full_like(targets, IGNORE))
+    with pytest.raises(ValueError, match="split 'train' of task 'folder' asks nothing in all its 32 sequences: every"):
+        training.train(run)
 
 
 def test_schedules():
