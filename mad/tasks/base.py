@@ -151,7 +151,8 @@ def at_least(low: int, reason: str = "", **options: int) -> None:
 def number(low: float = -math.inf, high: float = math.inf, **options: float) -> None:
     """Raise for options that are not finite numbers from `low` to `high`."""
     for name, value in options.items():
-        if not isinstance(value, (int, float)) or not math.isfinite(value) or not low <= value <= high:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or not low <= value <= high:
             between = "" if math.isinf(low) else f" from {low} to {high}"
             raise ValueError(f"{name}={value!r} must be a finite number{between}")
 

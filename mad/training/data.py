@@ -55,8 +55,6 @@ def load(task: Any, num: int, seed: int, split: str, device: str, room: int = 0)
     Sequences of a causal task are filled up to a multiple of MULTIPLE tokens where that is no more than `room`.
     """
     parts = task.parts(split)
-    if num < len(parts):
-        raise ValueError(f"{num} sequences cannot be shared by the {len(parts)} parts of task {task.name!r}")
     shares = [share or 1 for _, share in parts]
     edges = [round(num * sum(shares[:i]) / sum(shares)) for i in range(len(parts) + 1)]
     counts = [max(1, stop - start) for start, stop in zip(edges, edges[1:], strict=False)]

@@ -177,6 +177,7 @@ BAD = [
     ("fuzzy_in_context_recall", {"vocab_size": 9000, "k_motif": 6}, "k_motif=6 .*too many"),
     ("noisy_in_context_recall", {"frac_noise": 1.5}, "frac_noise=1.5 .*from 0 to 1"),
     ("noisy_in_context_recall", {"frac_noise": float("nan")}, "frac_noise=nan"),
+    ("noisy_in_context_recall", {"frac_noise": True}, "frac_noise=True must be a finite number from 0 to 1"),
     ("compression", {"vocab_size": "16"}, "vocab_size='16' must be a whole number"),
     ("mqar", {"power": "steep"}, "power='steep'"),
     ("mqar", {"random_filler": 1}, "task 'mqar': random_filler must be true or false, got 1"),

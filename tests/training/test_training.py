@@ -260,12 +260,33 @@ def test_schedules():
         ({"train": {"precision": "fp16"}}, "unknown train.precision 'fp16'"),
         ({"train": {"batch_size": 0}}, "train.batch_size must be at least 1"),
         ({"plugins": ["nowhere.py"]}, "plugin 'nowhere.py' is not a file"),
+        ({"plugins": "nowhere.py"}, "plugins must be a list of files, got 'nowhere.py'"),
+        ({"optim": {"lr": True}}, "optim.lr must be a number, got True"),
+        ({"optim": {"warmup_steps": 6}}, "optim.warmup_steps=6 leaves nothing of the 6 steps .* expected 5 at most"),
+        ({"train": {"stop_at": 99.0}}, "train.stop_at must be a share from 0 to 1, or null for never, got 99"),
+        (
+            {"task": {"segments": [[8, 2, 9], [16, 2, 9]]}, "train": {"num_test": 1}},
+            "train.num_test=1 cannot be shared by the 2 parts of split 'valid' of task 'mqar'; expected at least 2",
+        ),
     ],
 )
 def test_bad_runs(changes, message):
     plugins = {"plugins": changes.pop("plugins")} if "plugins" in changes else {}
     with pytest.raises(ValueError, match=message):
         training.prepare(tiny(**changes) | plugins)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"task": None}, "task must be a name, or a mapping with its name and options, got None"),
+        ({"arch": "hyena"}, "arch must be a mapping of its keys, as {'stack': ...}, got 'hyena'"),
+        ({"optim": None}, "optim must be a mapping of its keys, as {'lr': ...}, got None"),
+    ],
+)
+def test_sections_that_are_none(given, message):
+    with pytest.raises(ValueError, match=message):
+        training.prepare(TINY | given)
 
 
 def test_cuda_is_refused_where_there_is_none():
