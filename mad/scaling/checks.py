@@ -111,8 +111,8 @@ def resamples(bootstrap: int) -> None:
     """Raises:
     ValueError: not a number of resamples.
     """
-    if bootstrap < 0 or bootstrap == 1:
-        raise ValueError(f"bootstrap must be 0, for none, or at least 2 resamples, got {bootstrap}")
+    if not isinstance(bootstrap, (int, np.integer)) or bootstrap < 0 or bootstrap == 1:
+        raise ValueError(f"bootstrap must be 0, for none, or at least 2 resamples, got {bootstrap!r}")
 
 
 def warn(kind: type[ScalingWarning], message: str) -> None:

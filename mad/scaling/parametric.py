@@ -101,15 +101,23 @@ class ParametricFit:
         return self.E + self.A * n**-self.alpha + self.B * d**-self.beta
 
     def optimum(self, compute: Any, flops_per_token: float = 6.0) -> Optimum:
-        """The best n, d and loss of a budget of `compute` FLOPs = flops_per_token n d."""
+        """The best n, d and loss of a budget of `compute` FLOPs = flops_per_token n d.
+
+        Raises:
+            ValueError: a budget that is not positive.
+        """
+        if not (np.asarray(compute) > 0).all():
+            raise ValueError(f"a budget must be positive, got {compute!r:.80}")
         return optimum(np.array([[self.A, self.B, self.E, self.alpha, self.beta]]), compute, flops_per_token, True)
 
     def band(self, compute: Any, level: float = 0.95, flops_per_token: float = 6.0) -> tuple[Optimum, Optimum]:
         """The lower and the upper end of the bootstrap's interval of the optimum of each budget.
 
         Raises:
-            ValueError: the fit was made without a bootstrap.
+            ValueError: the fit was made without a bootstrap, or the level is no share.
         """
+        if not 0 < level < 1:
+            raise ValueError(f"level must be between 0 and 1, got {level}")
         if not len(self.samples):
             raise ValueError(
                 "an interval needs the bootstrap, fit_parametric(..., bootstrap=1000), and runs enough that most "
@@ -186,9 +194,7 @@ def fit_parametric(
         if different < DIFFERENT:
             raise TooFewRuns(f"the parametric law needs at least {DIFFERENT} different {name}, got {different}")
     look(n, d, loss, cluster is not None)
-    groups = np.arange(len(n)) if cluster is None else np.unique(np.asarray(cluster), return_inverse=True)[1]
-    if len(groups) != len(n):
-        raise ValueError(f"cluster must name the run of each of the {len(n)} rows, got {len(groups)}")
+    groups = np.arange(len(n)) if cluster is None else _groups(cluster, len(n))
     enough(int(groups.max()) + 1, DIFFERENT, "resampling by cluster")
 
     x, y = np.log(n), np.log(d)
@@ -340,6 +346,18 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
     method = "linear" if np.isfinite(values).all() else "nearest"
     low, high = np.percentile(values, [2.5, 97.5], method=method).tolist()
     return low, high
+
+
+def _groups(cluster: Any, rows: int) -> np.ndarray:
+    """Names of runs as numbers 0, 1, ... (rows,)."""
+    names = list(cluster)
+    if len(names) != rows:
+        raise ValueError(f"cluster must name the run of each of the {rows} rows, got {len(names)}")
+    for row, name in enumerate(names):
+        if name is None or name != name:
+            raise ValueError(f"cluster must name the run of each row, row {row} (from 0) has none")
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return np.array([numbers[name] for name in names])
 
 
 def _checked_weights(weights: Any, rows: int) -> np.ndarray:

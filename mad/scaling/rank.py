@@ -26,7 +26,8 @@ class RankCorrelation:
     Attributes:
         spearman, kendall: rho, and tau-b.
         spearman_p, kendall_p: two-sided, over all orders up to 8 architectures, over 20,000 random ones beyond.
-        interval: of Spearman's rho, 95 % of a bootstrap over architectures, and over the seeds within; None below 8.
+        interval: of Spearman's rho, 95 % of a bootstrap over architectures, and over the seeds within; None below 8,
+            and without a bootstrap.
         refused: why there is no interval; None where there is one.
         within: group -> (n, rho) where groups were given.
         across: (groups, rho) of the groups' means.
@@ -73,7 +74,9 @@ def rank_correlation(
     tau: Any = stats.kendalltau(means[0], means[1])
     p_rho, p_tau = _p_values(means[0], means[1], rng)
     interval, refused = None, f"{n} architectures are too few for an interval; it needs {INTERVAL_FROM}"
-    if n >= INTERVAL_FROM:
+    if not bootstrap:
+        refused = "no interval without a bootstrap"
+    elif n >= INTERVAL_FROM:
         interval, refused = _interval(scores, bootstrap, rng), None
     within: dict[str, tuple[int, float]] = {}
     across = None
@@ -91,7 +94,10 @@ def rank_correlation(
 
 
 def _scores(name: str, values: Any) -> np.ndarray:
-    array = np.asarray(values, dtype=float)
+    try:
+        array = np.asarray(values, dtype=float)
+    except (TypeError, ValueError):  # texts, or rows of several lengths
+        array = np.empty((0, 0))
     array = array[:, None] if array.ndim == 1 else array
     if array.ndim != 2 or not array.shape[1] or not np.isfinite(array).all():
         raise ValueError(

@@ -260,6 +260,10 @@ REFUSALS = [
     (lambda t: fit(t, weights=-np.ones(60)), ValueError, "weights must be 60 finite numbers >= 0"),
     (lambda t: fit(t, weights=[1, 2]), ValueError, "weights must be 60 finite numbers"),
     (lambda t: fit(t, bootstrap=1), ValueError, "bootstrap must be 0, for none, or at least 2 resamples, got 1"),
+    (lambda t: fit(t, bootstrap=10.5), ValueError, "bootstrap must be 0, .*got 10.5"),
+    (lambda t: fit(t, cluster=[None, *range(59)]), ValueError, r"the run of each row, row 0 \(from 0\) has none"),
+    (lambda t: fit(t).optimum([1e20, -1.0]), ValueError, r"a budget must be positive, got \[1e\+20, -1.0\]"),
+    (lambda t: fit(t, bootstrap=2).band(1e20, 95), ValueError, "level must be between 0 and 1, got 95"),
     (lambda t: fit(t, bootstrap=-5), ValueError, "bootstrap must be 0, .*got -5"),
 ]  # fmt: skip
 
