@@ -24,6 +24,8 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
+
 from mad.registry import Registry
 from mad.tasks.base import IGNORE, SPLITS, Examples, Task
 from mad.tasks.settings import settings
@@ -59,8 +61,9 @@ def build(name: str, **options: Any) -> Task:
     Raises:
         ValueError: the name, an option or a value does not exist or does not fit; the message says what does.
     """
+    plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in options.items()}
     try:
-        task = registry.build(name, **options)
+        task = registry.build(name, **plain)
         _check_kept(task)
         return task
     except ValueError as error:

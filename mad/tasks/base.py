@@ -82,6 +82,10 @@ class Task:
             raise unknown(f"split of task {self.name!r}:", split, self.splits)
         return [(self, None)]
 
+    def lengths(self, split: str) -> list[int]:
+        """Tokens of a sequence of each part of a split: where tests are longer, training is not."""
+        return [part.input_length for part, _ in self.parts(split)]
+
     def available(self, split: str) -> int | None:
         """How many sequences of a split there are; None: as many as one asks for."""
         return None

@@ -58,7 +58,7 @@ def prepare(given: Run | Mapping[str, Any], *, here: bool = True) -> Run:
             f"{run.task['name']!r}; expected at least {task.input_length}"
         )
     train = run.train
-    steps = budget.steps(train, task, cost(run, task))  # a model that cannot be built says so now
+    steps = budget.steps(train, task, cost_of_training(run, task))  # a model that cannot be built says so now
     used = steps * train.batch_size if steps and task.is_corpus else task.num_train
     train.num_train = train.num_train or min(used, task.num_train)
     train.num_test = train.num_test or task.num_test
@@ -93,10 +93,15 @@ def build_model(run: Run, task: Any) -> Any:
     return _model(run.to_dict()["arch"], task.vocab_size, task.head)
 
 
-def cost(run: Run, task: Any) -> models.Cost:
-    """The cost of a prepared run's model on one of the task's sequences."""
+def cost(run: Run, task: Any, length: int | None = None) -> models.Cost:
+    """The cost of a prepared run's model on one sequence; None: of the task's longest."""
     spec = [run.to_dict()["arch"], task.vocab_size, task.head]
-    return _cost(json.dumps(spec), task.input_length, tuple(plugins.digests(run.plugin_texts)))
+    return _cost(json.dumps(spec), length or task.input_length, tuple(plugins.digests(run.plugin_texts)))
+
+
+def cost_of_training(run: Run, task: Any) -> models.Cost:
+    """The same on one of the sequences trained on, of which the tests' may be longer."""
+    return cost(run, task, max(task.lengths("train")))
 
 
 def _model(arch: dict[str, Any], vocab_size: int, head: str) -> Any:

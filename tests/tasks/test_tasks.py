@@ -86,6 +86,11 @@ def test_options_rebuild_the_task(name):
     assert task.parts("train") == [(task, None)]
 
 
+def test_numbers_of_numpys_are_numbers():
+    task = tasks.build("mqar", **{name: np.int64(value) for name, value in SMALL["mqar"].items()})
+    assert torch.equal(task.sample(5).inputs, small("mqar").sample(5).inputs) and type(task.vocab_size) is int
+
+
 def test_baselines():
     lengths = {name: tasks.build(name).input_length for name in SMALL}
     assert lengths == {
