@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from mad.scaling.checks import TooFewRuns, resamples
+from mad.scaling.checks import Refused, TooFewRuns, resamples
 
 EXACT = 8  # architectures up to which all 40,320 orders are counted
 PERMUTATIONS = 20_000  # beyond
@@ -55,7 +55,8 @@ def rank_correlation(
         bootstrap: resamples for the interval.
 
     Raises:
-        TooFewRuns: fewer than three architectures. ValueError: lengths that differ, or a score that is not finite.
+        TooFewRuns: fewer than three architectures. Refused: all scores are the same. ValueError: lengths that differ,
+            or a score that is not finite.
     """
     resamples(bootstrap)
     scores = [_scores(name, values) for name, values in (("x", x), ("y", y))]
@@ -68,7 +69,7 @@ def rank_correlation(
     means = [values.mean(1) for values in scores]
     for name, values in zip("xy", means, strict=True):
         if len(np.unique(values)) == 1:
-            raise ValueError(f"{name} is the same for all {n} architectures: there is no order in it")
+            raise Refused(f"{name} is the same for all {n} architectures: there is no order in it")
     rng = np.random.default_rng(seed)
     rho = float(_pearson(*map(stats.rankdata, means)))
     tau: Any = stats.kendalltau(means[0], means[1])

@@ -197,7 +197,7 @@ def read_scores(path: str | Path, column: str | None = None) -> Frame:
     """arch and score of a CSV table: a leaderboard of ours, or any with an architecture and a score a row.
 
     Raises:
-        ValueError: no such file, or columns.
+        ValueError: no such file, or columns, or scores that are no numbers.
     """
     file = csv_file(path, "leaderboard.csv")
     table = read_csv(file)
@@ -209,7 +209,17 @@ def read_scores(path: str | Path, column: str | None = None) -> Frame:
         raise ValueError(
             f"the table of scores {file} has no column {missing!r}{nearest(missing, names)}; it has: {', '.join(names)}"
         )
-    return table[[arch, score]].set_axis(["arch", "score"], axis=1).dropna()
+    found = table[[arch, score]].set_axis(["arch", "score"], axis=1).dropna()
+    numbers: Frame = pd.to_numeric(found["score"], errors="coerce")
+    wrong = found[~np.isfinite(numbers.astype(float))]
+    if len(wrong):
+        raise ValueError(
+            f"column {score!r} of the table of scores {file} must hold finite numbers, got "
+            f"{wrong['score'].iloc[0]!r} for {wrong['arch'].iloc[0]!r}"
+        )
+    return found.assign(
+        arch=found["arch"].astype(str), score=numbers.astype(float)
+    )  # names as the table of runs has them
 
 
 def _correlate(report: Report, groups: list[Group], scores: Frame) -> Scores | None:

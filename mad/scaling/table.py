@@ -39,6 +39,7 @@ ALIASES = {
 TEXT = ("arch", "run")
 MOST_NATS = 20.0  # a token: a uniform guess among half a billion ids
 PER_TOKEN = 6.0  # FLOPs of training a parameter on a token
+FEWEST_FLOPS, MOST_FLOPS = 0.05, 1000.0  # the same; few where most parameters are experts', many at long sequences
 
 
 class DroppedRows(ScalingWarning):
@@ -65,6 +66,14 @@ def read(path: str | Path, columns: Mapping[str, str] | None = None, group: str 
         warnings.warn(
             f"half of the losses are above {MOST_NATS:.0f}, but nats a token are at most ln(vocabulary), 12 for 150,000"
             " ids; of a perplexity give the logarithm, of a sum the mean",
+            Units,
+            stacklevel=2,
+        )
+    flops = per_token(found["compute"], found["n"], found["d"])
+    if not FEWEST_FLOPS < flops < MOST_FLOPS:
+        warnings.warn(
+            f"the compute is {flops:.2g} n d, but training takes about {PER_TOKEN:.0f} FLOPs a parameter and token: it "
+            "may be in another unit, as GFLOPs, and what is said in FLOPs is then in that one",
             Units,
             stacklevel=2,
         )
@@ -114,6 +123,10 @@ def standard(
                 f"the table has no column {source!r}{nearest(source, map(str, table))} for {name}; "
                 f"it has: {', '.join(map(str, table))}"
             )
+    for name, source in chosen.items():
+        other = next((key for key, column in chosen.items() if column == source and key < name), None)
+        if other is not None:
+            raise ValueError(f"column {source!r} is given for {other} and for {name}; it can be one of them")
     lower = {str(column).strip().lower(): column for column in reversed(list(table))}
     sources = {
         name: chosen.get(name) or next((lower[key] for key in (name, *others) if key in lower), None)

@@ -193,10 +193,17 @@ def test_many_architectures_are_told_apart_in_a_figure():
         (["{table}", *COLUMNS, "--bootstrap", "-5"], "--bootstrap must be at least 0, got -5"),
         (["{table}", *COLUMNS, "--scores", "{table}"], "the table of scores .* has no column 'arch'"),
         (["{table}", *COLUMNS, "--scores", "none.csv"], "none.csv does not exist"),
+        (
+            ["{table}", *COLUMNS, "--columns", "n=Size", "d=Size"],
+            "column 'Size' is given for d and for n; it can be one",
+        ),
+        (["{table}", *COLUMNS, "--scores", "{words}"], "'mean' of the table of scores .* got 'high' for 'ours'"),
     ],
 )
 def test_mistakes_are_one_line(foreign, capsys, arguments, message):
-    given = [argument.format(table=foreign) for argument in arguments]
+    words = foreign.with_name("words.csv")
+    words.write_text("arch,mean\nours,high\nold,0.2\n")
+    given = [argument.format(table=foreign, words=words) for argument in arguments]
     assert run(*given) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -212,6 +219,17 @@ def test_no_common_architecture_is_said(foreign, tmp_path, capsys):
     assert (
         "no architecture has both a law and a score; laws: ours, theirs, old; scores: mine" in capsys.readouterr().out
     )
+
+
+def test_names_that_are_numbers_and_scores_without_order(tmp_path, capsys):
+    table = profiles(sizes=5).replace({"family": {"ours": 1, "theirs": 2, "old": 3}})
+    table.assign(gflops=6e-9 * table["Size"] * table["seen"]).to_csv(tmp_path / "table.csv", index=False)
+    (tmp_path / "scores.csv").write_text("arch,mean\n1,0.5\n2,0.5\n3,0.5\n")
+    options = [*COLUMNS[:4], "compute=gflops", "--group", "family", "--bootstrap", 0, "--no-figures"]
+    assert run(tmp_path / "table.csv", *options, "--scores", tmp_path / "scores.csv") == 0
+    shown = capsys.readouterr().out
+    assert "Refused (scores): x is the same for all 3 architectures" in shown
+    assert "Units (table): the compute is 6e-09 n d, but training takes about 6 FLOPs a parameter and token" in shown
 
 
 def test_seeds_of_a_score_are_resampled_too(foreign):
