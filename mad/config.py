@@ -89,10 +89,18 @@ class Run:
             return copy.deepcopy(given)
         values = dict(given)
         task = values.get("task", {})
+        if not isinstance(task, (str, Mapping)):
+            raise ValueError(f"task must be a name, or a mapping with its name and options, got {task!r}")
         values["task"] = {"name": task} if isinstance(task, str) else dict(task)
         for key, section in SECTIONS.items():
             if isinstance(values.get(key), Mapping):
                 values[key] = _fill(section, values[key], f"{key}.")
+            elif key in values and not isinstance(values[key], section):
+                example = "stack" if key == "arch" else dataclasses.fields(section)[0].name
+                raise ValueError(f"{key} must be a mapping of its keys, as {{{example!r}: ...}}, got {values[key]!r}")
+        paths = values.get("plugins", [])
+        if not isinstance(paths, (list, tuple)) or not all(isinstance(path, str) for path in paths):
+            raise ValueError(f"plugins must be a list of files, got {paths!r}")
         return _fill(cls, values, "")
 
     def to_dict(self) -> dict[str, Any]:
@@ -167,13 +175,13 @@ def _coerce(key: str, value: Any, kind: Any) -> Any:
     kinds = kind.__args__ if isinstance(kind, UnionType) else (kind,)  # int | None -> (int, NoneType)
     if value is None and type(None) in kinds:
         return None
-    if float in kinds and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+    if float in kinds:
         try:
-            number = float(value)
-        except ValueError:
+            number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+        except (ValueError, OverflowError):
             raise ValueError(f"{key} must be a number, got {value!r}") from None
         if math.isnan(number):
-            raise ValueError(f"{key} must be a number, got nan")
+            raise ValueError(f"{key} must be a number, got {value!r}")
         return number
     plain = [k for k in kinds if k in (int, str, bool)]
     if plain and not any(type(value) is k for k in plain):

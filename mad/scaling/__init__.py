@@ -19,6 +19,7 @@ from mad.scaling.checks import (
     Edge,
     Extrapolation,
     NarrowSpan,
+    NoFloor,
     NoInteriorMinimum,
     NoInterval,
     NotFinite,
@@ -26,6 +27,8 @@ from mad.scaling.checks import (
     ScalingWarning,
     TooFewBudgets,
     TooFewRuns,
+    Unbounded,
+    Units,
 )
 from mad.scaling.compare import Comparison, Holdout, compare, holdout
 from mad.scaling.constrained import DataConstrainedFit, fit_data_constrained
@@ -39,8 +42,9 @@ from mad.scaling.table import read, standard
 
 __all__ = [
     "Checkpoints", "Comparison", "DataConstrainedFit", "Disagreement", "DuplicatedRuns", "Edge", "EnvelopeFit",
-    "Extrapolation", "Holdout", "IsoflopFit", "NarrowSpan", "NoInteriorMinimum", "NoInterval", "NotFinite", "Optimum",
-    "ParametricFit", "PowerLaw", "RankCorrelation", "Refused", "ScalingWarning", "StateOptimalFit", "TooFewBudgets",
-    "TooFewRuns", "Vertex", "compare", "fit_data_constrained", "fit_envelope", "fit_isoflop", "fit_parametric",
-    "fit_power_law", "fit_state_optimal", "holdout", "rank_correlation", "read", "standard",
+    "Extrapolation", "Holdout", "IsoflopFit", "NarrowSpan", "NoFloor", "NoInteriorMinimum", "NoInterval", "NotFinite",
+    "Optimum", "ParametricFit", "PowerLaw", "RankCorrelation", "Refused", "ScalingWarning", "StateOptimalFit",
+    "TooFewBudgets", "TooFewRuns", "Unbounded", "Units", "Vertex", "compare", "fit_data_constrained", "fit_envelope",
+    "fit_isoflop", "fit_parametric", "fit_power_law", "fit_state_optimal", "holdout", "rank_correlation", "read",
+    "standard",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from rich.table import Table
 
 import mad
 from mad.scaling.checks import ScalingWarning
-from mad.scaling.report import Group, Report, make, read_scores, to_json
+from mad.scaling.report import Group, Report, make, perplexity, read_scores, to_json
 from mad.scaling.table import ALIASES, read
 
 LAWS = ("arch", "runs", "E", "A", "B", "alpha", "beta", "a (parametric)", "a (IsoFLOP)", "its bias", "hold-out error")
@@ -151,7 +151,7 @@ def _row(group: Group) -> list[str]:
 def _optimum(group: Group, compute: float, against: Any) -> list[str]:
     assert group.parametric
     best = group.parametric.optimum(compute, group.per_token)
-    cells = [group.arch, f"{best.loss:.4f}", f"{math.exp(best.loss):.3f}", f"{best.n:.3g}", f"{best.d:.3g}"]
+    cells = [group.arch, f"{best.loss:.4f}", f"{perplexity(best.loss):.3f}", f"{best.n:.3g}", f"{best.d:.3g}"]
     needs = [f"{against.multiplier:.3g} times the compute{_interval(against.multiplier_interval)}"] if against else []
     return [*cells, f"{best.d / best.n:.1f}", *needs]
 

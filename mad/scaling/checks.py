@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+MOST_FAILED = 0.5  # of the resamples, for an interval
 CHECKPOINT_ROWS = 12  # of one model size, the loss falling all along, before they look like one run's checkpoints
 
 
@@ -50,6 +51,18 @@ class Edge(ScalingWarning):
 
 class NoInterval(ScalingWarning):
     """Too few resamples could be fitted to say how sure the fit is."""
+
+
+class Unbounded(ScalingWarning):
+    """Some resamples leave a parameter without a bound: it has no variance."""
+
+
+class NoFloor(ScalingWarning):
+    """The irreducible loss tends to 0: the runs do not tell it."""
+
+
+class Units(ScalingWarning):
+    """Numbers that can hardly be what the column is said to hold."""
 
 
 class Disagreement(ScalingWarning):
@@ -98,8 +111,8 @@ def resamples(bootstrap: int) -> None:
     """Raises:
     ValueError: not a number of resamples.
     """
-    if bootstrap < 0 or bootstrap == 1:
-        raise ValueError(f"bootstrap must be 0, for none, or at least 2 resamples, got {bootstrap}")
+    if not isinstance(bootstrap, (int, np.integer)) or bootstrap < 0 or bootstrap == 1:
+        raise ValueError(f"bootstrap must be 0, for none, or at least 2 resamples, got {bootstrap!r}")
 
 
 def warn(kind: type[ScalingWarning], message: str) -> None:

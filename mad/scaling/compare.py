@@ -46,7 +46,7 @@ def compare(
         table: a row a run, columns as in `mad.scaling.table`.
         a, b: two values of its `arch`.
         at_compute: training FLOPs.
-        bootstrap: resamples, of the runs of both.
+        bootstrap: resamples, of the runs of both; with too few runs to resample the intervals are NaN.
 
     Raises:
         ValueError: no runs of a or b, or a budget that is not positive. Refused: too few runs for a law.
@@ -69,8 +69,9 @@ def compare(
     best = [np.array([list(fit.parameters.values())]) for fit in fits]
     difference, multiplier, losses = _measure(best, costs, at_compute)
     intervals = [(np.nan, np.nan)] * 2
-    if bootstrap:
-        drawn = _measure([fit.samples for fit in fits], costs, at_compute)[:2]
+    pairs = min(len(fit.samples) for fit in fits)
+    if pairs:
+        drawn = _measure([fit.samples[:pairs] for fit in fits], costs, at_compute)[:2]
         intervals = [tuple(np.percentile(values, [2.5, 97.5], method="nearest").tolist()) for values in drawn]
     return Comparison(
         a, b, float(at_compute), float(losses[0][0]), float(losses[1][0]), float(difference[0]), intervals[0],

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from scipy import optimize
 
-from mad.scaling.checks import Refused, enough, positive
+from mad.scaling.checks import Refused, Unbounded, enough, positive, warn
 from mad.scaling.parametric import NAMES
 from mad.scaling.solve import local_minima
 
 # The law of unrepeated data of the paper, on C4; another corpus or tokeniser has another one.
 C4 = {"A": np.exp(6.255414), "B": np.exp(7.3049974), "E": np.exp(0.6254804), "alpha": 0.3526596, "beta": 0.3526596}
-GRID = np.geomspace(0.05, 2000, 160)  # of both constants
+GRID = np.geomspace(0.05, 2000, 160)  # of both constants; a fit that leads beyond ends there
 FOLLOWED = 20  # minima of the grid
 BLOCK = 16  # grid rows evaluated together
 
@@ -31,7 +31,7 @@ class DataConstrainedFit:
     """R_D* and R_N*, the repetitions after which tokens, and parameters, are worth 1 - 1/e of what they can be.
 
     Attributes:
-        rd, rn: the constants at the best objective.
+        rd, rn: the constants at the best objective, 0.05 to 2000; at an end they are not determined, but beyond.
         objective: sum of Huber_delta(ln predicted - ln observed).
         minima: all local minima found, (rd, rn, objective), best first.
         profile_rd, profile_rn: (points, 2): a value of the constant, and the objective at the best value of the other.
@@ -56,12 +56,14 @@ class DataConstrainedFit:
 
     def plausible(self, within: float = 0.05) -> dict[str, tuple[float, float]]:
         """The range of each constant over which its profile stays within a share of the best objective; 0 or infinite
-        where that goes on to the end of the grid, 0.05 to 2000."""
+        where that goes on to the end of the grid, 0.05 to 2000; no narrower than the grid, whose steps are 7 %."""
         ranges = {}
         for name, profile in (("rd", self.profile_rd), ("rn", self.profile_rn)):
             inside = np.flatnonzero(profile[:, 1] <= (1 + within) * self.objective)
-            low = profile[inside[0], 0] if len(inside) and inside[0] > 0 else 0.0
-            high = profile[inside[-1], 0] if len(inside) and inside[-1] < len(profile) - 1 else np.inf
+            after = int(np.searchsorted(profile[:, 0], getattr(self, name)))  # the best lies before it
+            first, last = (int(inside[0]), int(inside[-1])) if len(inside) else (max(after - 1, 0), after)
+            low = profile[first, 0] if first > 0 else 0.0
+            high = profile[last, 0] if last < len(profile) - 1 else np.inf
             ranges[name] = (float(low), float(high))
         return ranges
 
@@ -108,17 +110,29 @@ def fit_data_constrained(
     for i, j in local_minima(surface)[:FOLLOWED]:
         result = optimize.minimize(
             lambda p: float(objective(np.exp(p[0]), np.exp(p[1]))), np.log([GRID[i], GRID[j]]),
-            method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-15, "maxiter": 2000},
+            method="Nelder-Mead", bounds=np.log([(GRID[0], GRID[-1])] * 2),
+            options={"xatol": 1e-8, "fatol": 1e-15, "maxiter": 2000},
         )  # fmt: skip
         point = (*np.exp(result.x).tolist(), float(result.fun))
         if not any(np.allclose(np.log(point[:2]), np.log(other[:2]), atol=1e-3) for other in found):
             found.append(point)
     found.sort(key=lambda point: point[2])
     rd, rn, best = found[0]
-    return DataConstrainedFit(
+    fitted = DataConstrainedFit(
         rd, rn, best, found, np.stack([GRID, surface.min(1)], 1), np.stack([GRID, surface.min(0)], 1), law,
         _log_loss(quantities, np.array(rd), np.array(rn), law) - target,
     )  # fmt: skip
+    for name, what in (("rd", "repeated tokens"), ("rn", "excess parameters")):
+        value, (low, high) = getattr(fitted, name), fitted.plausible()[name]
+        if low == 0 and high == np.inf:
+            said = f"any value fits, so that these runs say nothing of {what}"
+        elif 1.001 * GRID[0] < value < GRID[-1] / 1.001:
+            continue
+        else:
+            worth = "as much as new ones" if value > 1 else "nothing"
+            said = f"it is {value:.3g}, the last that was tried, or beyond: {what} are worth {worth} by these runs"
+        warn(Unbounded, f"R_{name[1].upper()}* is not determined: {said}")
+    return fitted
 
 
 def _base(base: Any) -> dict[str, float]:
@@ -128,7 +142,11 @@ def _base(base: Any) -> dict[str, float]:
     missing = [name for name in NAMES if name not in given]
     if missing:
         raise ValueError(f"base lacks {', '.join(missing)}; expected a ParametricFit or {', '.join(NAMES)}")
-    return {name: float(given[name]) for name in NAMES}
+    law = {name: float(given[name]) for name in NAMES}
+    for name, value in law.items():
+        if not 0 < value < np.inf:
+            raise ValueError(f"{name} of base must be positive and finite, got {value}")
+    return law
 
 
 def _quantities(n: np.ndarray, d: np.ndarray, unique: np.ndarray, law: Mapping[str, float]) -> tuple[np.ndarray, ...]:

@@ -58,7 +58,11 @@ def fit_envelope(
     for column in ("run", "n", "d", "loss"):
         if column not in curves:
             raise ValueError(f"curves need the columns run, n, d and loss, got {', '.join(map(str, curves))}")
+    if span and not 0 < span[0] < span[1] < np.inf:
+        raise ValueError(f"the span must go from a positive number of FLOPs to a larger one, got {span}")
     n, d, loss = positive(n=curves["n"], d=curves["d"], loss=curves["loss"])
+    if not len(n):
+        raise TooFewRuns(f"an envelope needs at least {RUNS} runs, got none")
     compute = positive(compute=curves["compute"])[0] if "compute" in curves else 6 * n * d
     run = np.unique(curves["run"].astype(str), return_inverse=True)[1]
     names = np.arange(run.max() + 1)

@@ -18,12 +18,13 @@ from mad.figures import number as _number
 from mad.scaling.parametric import optimum
 from mad.scaling.report import Group, Report
 
-NAMED = 8  # budgets in a legend
+NAMED = 8  # budgets in a legend, and entries in one that lies on a panel
+ROW = 0.17  # inches of a legend below
 
 
 def draw(report: Report) -> Iterator[tuple[str, Figure]]:
     """(name, figure) of each figure that the report supports."""
-    looks = {arch: (COLORS[i % 8], MARKERS[i % 8]) for i, arch in enumerate(report.groups)}
+    looks = {arch: (COLORS[i % 8], MARKERS[(i + i // 8) % 8]) for i, arch in enumerate(report.groups)}
     groups = list(report.groups.values())
     lawful = [g for g in groups if g.parametric]
     figures: tuple[tuple[str, Any, list[Any]], ...] = (
@@ -51,6 +52,17 @@ def _panels(count: int, columns: int = 3, height: float = PANEL) -> tuple[Figure
     for extra in axes[count:]:
         extra.set_visible(False)
     return figure, axes[:count]
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """The legend of a panel: on it, or below all panels where it would cover this one."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) <= NAMED:
+        axes.legend()
+        return
+    columns = int(figure.get_figwidth() / (0.45 + 0.075 * max(map(len, labels)))) or 1
+    figure.set_figheight(figure.get_figheight() + ROW * -(-len(labels) // columns))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 def _rounded(compute: float) -> str:
@@ -126,7 +138,7 @@ def _optima(groups: list[Group], looks: dict) -> Figure:
             panels[2].plot([v.compute for v in used], [v.d / v.n for v in used], marker, color=color)
     for axes, label in zip(panels, ("N* (parameters)", "D* (tokens)", "D*/N* (tokens per parameter)"), strict=True):
         _log(axes, "training FLOPs", label)
-    panels[0].legend()
+    _legend(figure, panels[0])
     return figure
 
 
@@ -168,7 +180,7 @@ def _residuals(groups: list[Group], looks: dict) -> Figure:
         axes.axhline(0, color="black", lw=0.8)
         _log(axes, label)
     panels[0].set_ylabel("predicted over observed loss (%)")
-    panels[0].legend()
+    _legend(figure, panels[0])
     return figure
 
 
@@ -218,7 +230,7 @@ def _repetition(groups: list[Group], looks: dict) -> Figure:
         axes.set_ylim(0.995, 1.25)
         _log(axes, label)
     panels[0].set_ylabel("objective over the best")
-    panels[0].legend()
+    _legend(figure, panels[0])
     return figure
 
 
@@ -237,7 +249,7 @@ def _state(fits: list[Any], looks: dict) -> Figure:
     low, high = fit.interval
     axes.set_title(f"{_power('P^*', 'M', fit.slope)} (95 %: {low:.2f} to {high:.2f})")
     _log(axes, "state size M (elements)", "perplexity P*")
-    axes.legend()
+    _legend(figure, axes)
     return figure
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mad.scaling.checks import (
+    MOST_FAILED,
     Edge,
     NoInteriorMinimum,
     NoInterval,
@@ -25,13 +26,12 @@ from mad.scaling.checks import (
     resamples,
     warn,
 )
-from mad.scaling.parametric import Optimum, ParametricFit, fit_parametric
+from mad.scaling.parametric import NOTHING, Optimum, ParametricFit, fit_parametric
 from mad.scaling.power import Exponents, PowerLaw, fit_power_law
 from mad.scaling.table import per_token
 
 SAME_BUDGET = 0.1  # budgets this much apart, relatively, are one
 BUDGETS, POINTS = 3, 3  # at least
-MOST_FAILED = 0.5  # of the resamples, for an interval
 SHOWN = 3  # budgets that a warning explains
 
 
@@ -178,6 +178,9 @@ def vertex(compute: np.ndarray, n: np.ndarray, d: np.ndarray, loss: np.ndarray, 
 def _vertex(curve, middle: float, x: np.ndarray, log_d: np.ndarray, budget: float, rows: np.ndarray) -> Vertex:
     c2, c1, c0 = (float(c) for c in curve)
     plain = (c2, c1 - 2 * c2 * middle, c0 - c1 * middle + c2 * middle**2)
+    if np.abs(curve[:2] * np.ptp(x) ** np.array([2, 1])).max() < NOTHING * abs(c0):
+        flat = (np.nan, np.nan, np.nan)
+        return Vertex(budget, np.nan, np.nan, np.nan, np.nan, flat, rows, "its loss is the same at all sizes")
     if c2 <= 0:
         return Vertex(budget, np.nan, np.nan, np.nan, 2 * c2, plain, rows, "its parabola opens downward")
     shift = -c1 / (2 * c2)

@@ -16,7 +16,8 @@ class PowerLaw:
 
     Attributes:
         standard_error: of the exponent, from the scatter of ln y about the law.
-        interval: 95 % of the exponent: of the bootstrap where there was one, else of Student's t.
+        interval: 95 % of the exponent: of the bootstrap where there was one, else of Student's t; infinite where the
+            law has as many parameters as there are points, which it then always goes through.
         residuals: ln predicted - ln observed.
         samples: (bootstrap, 3) of floor, coefficient, exponent.
     """
@@ -90,10 +91,12 @@ def fit_power_law(
     error = np.inf
     if freedom > 0:
         error = float(np.sqrt(np.linalg.pinv(columns.T @ columns)[1, 1] * (residuals @ residuals) / freedom))
-    if bootstrap:
+    if freedom <= 0:
+        low, high = -np.inf, np.inf
+    elif bootstrap:
         low, high = np.percentile(samples[:, 2], [2.5, 97.5])
     else:
-        width = stats.t.ppf(0.975, freedom) * error if freedom > 0 else np.inf
+        width = stats.t.ppf(0.975, freedom) * error
         low, high = exponent - width, exponent + width
     return PowerLaw(coefficient, exponent, base, error, (float(low), float(high)), residuals, samples)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from mad.scaling.checks import TooFewRuns, resamples
+from mad.scaling.checks import Refused, TooFewRuns, resamples
 
 EXACT = 8  # architectures up to which all 40,320 orders are counted
 PERMUTATIONS = 20_000  # beyond
@@ -26,7 +26,8 @@ class RankCorrelation:
     Attributes:
         spearman, kendall: rho, and tau-b.
         spearman_p, kendall_p: two-sided, over all orders up to 8 architectures, over 20,000 random ones beyond.
-        interval: of Spearman's rho, 95 % of a bootstrap over architectures, and over the seeds within; None below 8.
+        interval: of Spearman's rho, 95 % of a bootstrap over architectures, and over the seeds within; None below 8,
+            and without a bootstrap.
         refused: why there is no interval; None where there is one.
         within: group -> (n, rho) where groups were given.
         across: (groups, rho) of the groups' means.
@@ -54,7 +55,8 @@ def rank_correlation(
         bootstrap: resamples for the interval.
 
     Raises:
-        TooFewRuns: fewer than three architectures. ValueError: lengths that differ, or a score that is not finite.
+        TooFewRuns: fewer than three architectures. Refused: all scores are the same. ValueError: lengths that differ,
+            or a score that is not finite.
     """
     resamples(bootstrap)
     scores = [_scores(name, values) for name, values in (("x", x), ("y", y))]
@@ -67,13 +69,15 @@ def rank_correlation(
     means = [values.mean(1) for values in scores]
     for name, values in zip("xy", means, strict=True):
         if len(np.unique(values)) == 1:
-            raise ValueError(f"{name} is the same for all {n} architectures: there is no order in it")
+            raise Refused(f"{name} is the same for all {n} architectures: there is no order in it")
     rng = np.random.default_rng(seed)
     rho = float(_pearson(*map(stats.rankdata, means)))
     tau: Any = stats.kendalltau(means[0], means[1])
     p_rho, p_tau = _p_values(means[0], means[1], rng)
     interval, refused = None, f"{n} architectures are too few for an interval; it needs {INTERVAL_FROM}"
-    if n >= INTERVAL_FROM:
+    if not bootstrap:
+        refused = "no interval without a bootstrap"
+    elif n >= INTERVAL_FROM:
         interval, refused = _interval(scores, bootstrap, rng), None
     within: dict[str, tuple[int, float]] = {}
     across = None
@@ -91,7 +95,10 @@ def rank_correlation(
 
 
 def _scores(name: str, values: Any) -> np.ndarray:
-    array = np.asarray(values, dtype=float)
+    try:
+        array = np.asarray(values, dtype=float)
+    except (TypeError, ValueError):  # texts, or rows of several lengths
+        array = np.empty((0, 0))
     array = array[:, None] if array.ndim == 1 else array
     if array.ndim != 2 or not array.shape[1] or not np.isfinite(array).all():
         raise ValueError(

@@ -157,7 +157,7 @@ def _fit(report: Report, group: Group, bootstrap: int, seed: int) -> None:
     if cluster is not None:
         group.envelope = report.attempt(f"{arch}, envelope", fit_envelope, runs, bootstrap=bootstrap, seed=seed)
     if "unique" in runs:
-        repeated = (d > REPEATED * runs["unique"]).to_numpy()
+        repeated = ((runs["unique"] > 0) & (d > REPEATED * runs["unique"])).to_numpy()  # 0: not known
         if repeated.any():
             group.constrained = report.attempt(f"{arch}, data-constrained", _constrained, runs, repeated)
     if group.isoflop and group.parametric and group.parametric.intervals:
@@ -188,11 +188,16 @@ def _loss(group: Group, compute: float) -> float:
     return float(group.parametric.optimum(compute, group.per_token).loss)
 
 
+def perplexity(loss: float) -> float:
+    """exp(loss); infinite where that is no number."""
+    return math.inf if loss > 700 else math.exp(loss)
+
+
 def read_scores(path: str | Path, column: str | None = None) -> Frame:
     """arch and score of a CSV table: a leaderboard of ours, or any with an architecture and a score a row.
 
     Raises:
-        ValueError: no such file, or columns.
+        ValueError: no such file, or columns, or scores that are no numbers.
     """
     file = csv_file(path, "leaderboard.csv")
     table = read_csv(file)
@@ -204,7 +209,17 @@ def read_scores(path: str | Path, column: str | None = None) -> Frame:
         raise ValueError(
             f"the table of scores {file} has no column {missing!r}{nearest(missing, names)}; it has: {', '.join(names)}"
         )
-    return table[[arch, score]].set_axis(["arch", "score"], axis=1).dropna()
+    found = table[[arch, score]].set_axis(["arch", "score"], axis=1).dropna()
+    numbers: Frame = pd.to_numeric(found["score"], errors="coerce")
+    wrong = found[~np.isfinite(numbers.astype(float))]
+    if len(wrong):
+        raise ValueError(
+            f"column {score!r} of the table of scores {file} must hold finite numbers, got "
+            f"{wrong['score'].iloc[0]!r} for {wrong['arch'].iloc[0]!r}"
+        )
+    return found.assign(
+        arch=found["arch"].astype(str), score=numbers.astype(float)
+    )  # names as the table of runs has them
 
 
 def _correlate(report: Report, groups: list[Group], scores: Frame) -> Scores | None:
@@ -219,7 +234,7 @@ def _correlate(report: Report, groups: list[Group], scores: Frame) -> Scores | N
         )  # fmt: skip
         return None
     rows = [
-        {"arch": g.arch, "score": mean[g.arch], "perplexity": math.exp(_loss(g, report.compute))} for g in known
+        {"arch": g.arch, "score": mean[g.arch], "perplexity": perplexity(_loss(g, report.compute))} for g in known
     ]  # fmt: skip
     points = pd.DataFrame(rows)
     repeats = [scores.loc[scores["arch"] == arch, "score"].to_numpy() for arch in points["arch"]]
@@ -234,7 +249,7 @@ def to_json(value: Any) -> Any:
     """Results as plain values: NaN becomes null, infinities "inf" and "-inf"; samples of the bootstrap are left out."""
     if isinstance(value, Report):
         return {
-            "compute": value.compute,
+            "compute": to_json(value.compute),
             "groups": {arch: to_json(group) for arch, group in value.groups.items()},
             **{key: to_json(getattr(value, key)) for key in ("state", "comparisons", "scores")},
             "notes": [note._asdict() for note in value.notes],

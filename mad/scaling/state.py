@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mad.scaling.checks import NoInteriorMinimum, NoInterval, NotFinite, Refused, resamples, warn
+from mad.scaling.checks import MOST_FAILED, NoInteriorMinimum, NoInterval, NotFinite, Refused, resamples, warn
 from mad.scaling.isoflop import (
     BUDGETS,
-    MOST_FAILED,
     SAME_BUDGET,
     Vertex,
     budgets,
@@ -26,6 +25,7 @@ from mad.scaling.isoflop import (
 from mad.scaling.table import Frame, standard
 
 FLOORS = 200  # that are tried
+MOST_NATS = 700.0  # whose exponential is still a number
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,16 @@ def fit_state_optimal(
     runs = standard(table)
     if "state_size" not in runs:
         raise ValueError(f"a state-optimal fit needs the column state_size; the table has {', '.join(map(str, table))}")
-    if not (runs["state_size"] > 0).all():
-        raise NotFinite("state_size must be positive in every row; a layer without state has no place in this law")
+    good = np.isfinite(runs["state_size"]) & (runs["state_size"] > 0)
+    if not good.all():
+        raise NotFinite(
+            f"state_size must be positive in every row, in {int((~good).sum())} of {len(good)} it is not (architecture "
+            f"{', '.join(sorted(runs['arch'][~good].unique()))}); a layer without state has no place in this law"
+        )
+    if (runs["loss"] > MOST_NATS).any():
+        raise Refused(
+            f"a loss of {runs['loss'].max():.4g} has no perplexity, exp(loss), that is a number; expected nats"
+        )
     cells, points = [], []
     for name, group in _classes(runs):
         arrays = [group[key].to_numpy() for key in ("compute", "n", "d", "loss")]

@@ -21,7 +21,7 @@ import pandas as pd
 from mad.records import STATUSES, Store
 from mad.records import table as records_table
 from mad.registry import nearest
-from mad.scaling.checks import Refused, ScalingWarning
+from mad.scaling.checks import Refused, ScalingWarning, Units
 
 Frame = Any  # a data frame or series: which one, pandas' own annotations leave open too often to be checked
 
@@ -37,7 +37,9 @@ ALIASES = {
     "run": ("run_name",),
 }
 TEXT = ("arch", "run")
+MOST_NATS = 20.0  # a token: a uniform guess among half a billion ids
 PER_TOKEN = 6.0  # FLOPs of training a parameter on a token
+FEWEST_FLOPS, MOST_FLOPS = 0.05, 1000.0  # the same; few where most parameters are experts', many at long sequences
 
 
 class DroppedRows(ScalingWarning):
@@ -60,6 +62,21 @@ def read(path: str | Path, columns: Mapping[str, str] | None = None, group: str 
     else:
         table, text = read_csv(csv_file(path)), csv_file(path).read_bytes()
     found = standard(table, columns, group)
+    if found["loss"].median() > MOST_NATS:
+        warnings.warn(
+            f"half of the losses are above {MOST_NATS:.0f}, but nats a token are at most ln(vocabulary), 12 for 150,000"
+            " ids; of a perplexity give the logarithm, of a sum the mean",
+            Units,
+            stacklevel=2,
+        )
+    flops = per_token(found["compute"], found["n"], found["d"])
+    if not FEWEST_FLOPS < flops < MOST_FLOPS:
+        warnings.warn(
+            f"the compute is {flops:.2g} n d, but training takes about {PER_TOKEN:.0f} FLOPs a parameter and token: it "
+            "may be in another unit, as GFLOPs, and what is said in FLOPs is then in that one",
+            Units,
+            stacklevel=2,
+        )
     found.attrs["sha256"] = hashlib.sha256(text).hexdigest()
     return found
 
@@ -106,15 +123,22 @@ def standard(
                 f"the table has no column {source!r}{nearest(source, map(str, table))} for {name}; "
                 f"it has: {', '.join(map(str, table))}"
             )
+    for name, source in chosen.items():
+        other = next((key for key, column in chosen.items() if column == source and key < name), None)
+        if other is not None:
+            raise ValueError(f"column {source!r} is given for {other} and for {name}; it can be one of them")
     lower = {str(column).strip().lower(): column for column in reversed(list(table))}
     sources = {
         name: chosen.get(name) or next((lower[key] for key in (name, *others) if key in lower), None)
         for name, others in ALIASES.items()
     }
     found = {name: table[source] for name, source in sources.items() if source is not None}
+    found = {k: column for k, column in found.items() if k not in TEXT or k in chosen or column.notna().any()}
     new = pd.DataFrame({name: _cast(name, column) for name, column in found.items()})
-    new = _kept(new, table)
+    if "loss" not in new:
+        raise _missing("loss", table)
     _derive(new, table)
+    new = _kept(new, table)
     if "arch" not in new:
         new["arch"] = "all"
     new = new.reset_index(drop=True)
@@ -124,7 +148,7 @@ def standard(
 
 def _cast(name: str, column: Frame) -> Frame:
     if name in TEXT:
-        return column.astype(str)
+        return column.astype(str).where(column.notna())
     numbers: Frame = pd.to_numeric(column, errors="coerce")
     numbers = numbers.astype(np.float64)
     wrong = column[numbers.isna() & column.notna()]
@@ -137,19 +161,24 @@ def _cast(name: str, column: Frame) -> Frame:
 
 def _kept(new: Frame, table: Frame) -> Frame:
     """Rows of finished runs with a finite loss; how many others there were is said."""
-    if "loss" not in new:
-        raise _missing("loss", table)
     good = np.isfinite(new["loss"]) & (new["loss"] > 0)
     if "status" in table and table["status"].isin(STATUSES).any():  # ours; another's words mean what they mean there
         good &= (table["status"] == "ok").to_numpy()
     for name in ("n", "d", "compute"):
         if name in new:
             good &= np.isfinite(new[name]) & (new[name] > 0)
+    unnamed = [name for name in TEXT if name in new and new[name].isna().any()]
+    for name in unnamed:  # they would be runs of nothing, in no fit
+        good &= new[name].notna()
+    also = "".join(f", or no {name}" for name in unnamed)
     if not good.any():
-        raise Refused("no row has a finite positive loss, n, d and compute, and status ok where there is one")
+        raise Refused(
+            "no row has a finite positive loss, n, d and compute, and status ok where there is one"
+            + "".join(f", and {name}" for name in unnamed)
+        )
     if not good.all():
         warnings.warn(
-            f"{int((~good).sum())} of {len(good)} rows are left out: not ok, or a number missing",
+            f"{int((~good).sum())} of {len(good)} rows are left out: not ok, or a number missing{also}",
             DroppedRows,
             stacklevel=3,
         )

@@ -37,6 +37,7 @@ class Task:
     is_corpus = False  # True: a finite text; a run loads the sequences it trains on alone, and never stops early
 
     def __init__(self, *, vocab_size: int, seq_len: int):
+        at_least(1, vocab_size=vocab_size, seq_len=seq_len)
         self.vocab_size, self.seq_len = vocab_size, seq_len
 
     @property
@@ -51,7 +52,7 @@ class Task:
 
     def generate(self, rng: np.random.Generator, num: int, train: bool) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets, integers (num, input_length). Targets of training may differ from those of a test."""
-        raise NotImplementedError
+        raise NotImplementedError(f"task {self.name!r} needs a method generate(self, rng, num, train)")
 
     def sample(self, num: int, seed: int = 0, split: str = "train") -> Examples:
         """`num` examples of a split; the same arguments give the same examples.
@@ -60,7 +61,8 @@ class Task:
         change what a `Generator` draws between its releases, hence the pinned version.
 
         Raises:
-            ValueError: a split the task does not have, `num` below 1, or a negative seed.
+            ValueError: a split the task does not have, `num` below 1, or a negative seed; what `generate` made is not
+                what it must be.
         """
         self.check_request(num, seed, split)
         keep_freed_memory()
@@ -70,7 +72,8 @@ class Task:
         rows = max(1, CHUNK_TOKENS // self.input_length)
         for start in range(0, num, rows):
             chunk = slice(start, min(num, start + rows))
-            inputs[chunk], targets[chunk] = self.generate(rng, chunk.stop - start, split == "train")
+            made = self.generate(rng, chunk.stop - start, split == "train")
+            inputs[chunk], targets[chunk] = self._checked(made, chunk.stop - start)
         return Examples(torch.from_numpy(inputs), torch.from_numpy(targets))
 
     def parts(self, split: str) -> list[tuple["Task", int | None]]:
@@ -78,6 +81,10 @@ class Task:
         if split not in self.splits:
             raise unknown(f"split of task {self.name!r}:", split, self.splits)
         return [(self, None)]
+
+    def lengths(self, split: str) -> list[int]:
+        """Tokens of a sequence of each part of a split: where tests are longer, training is not."""
+        return [part.input_length for part, _ in self.parts(split)]
 
     def available(self, split: str) -> int | None:
         """How many sequences of a split there are; None: as many as one asks for."""
@@ -96,6 +103,33 @@ class Task:
         most = self.available(split)
         if most is not None and num > most:
             raise ValueError(f"{num} sequences asked for, but split {split!r} of task {self.name!r} has {most}")
+
+    def _checked(self, made: Any, num: int) -> list[np.ndarray]:
+        """What `generate` made, if it is inputs and targets of this task: a GPU that looks up an id which is none is
+        lost, and numbers with a fraction would be cut off.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if not isinstance(made, tuple) or len(made) != 2:
+            raise ValueError(f"task {self.name!r}: generate must return (inputs, targets), got {type(made).__name__}")
+        arrays = [np.asarray(array) for array in made]
+        for name, array in zip(("inputs", "targets"), arrays, strict=True):
+            if array.shape != (num, self.input_length) or array.dtype.kind not in "iub":
+                raise ValueError(
+                    f"task {self.name!r}: {name} must be integers ({num}, {self.input_length}), which is (num, "
+                    f"input_length), got {array.dtype} {array.shape}"
+                )
+            wrong = (array < 0) | (array >= self.vocab_size)
+            if name == "targets":
+                wrong &= array != IGNORE
+            if wrong.any():
+                also = f", or {IGNORE} where nothing is asked" if name == "targets" else ""
+                raise ValueError(
+                    f"task {self.name!r}: {name} hold {array[wrong][0]}; expected ids from 0 to {self.vocab_size - 1}, "
+                    f"below vocab_size={self.vocab_size}{also}"
+                )
+        return arrays
 
     @classmethod
     def _defaults(cls) -> dict[str, Any]:
@@ -121,7 +155,8 @@ def at_least(low: int, reason: str = "", **options: int) -> None:
 def number(low: float = -math.inf, high: float = math.inf, **options: float) -> None:
     """Raise for options that are not finite numbers from `low` to `high`."""
     for name, value in options.items():
-        if not isinstance(value, (int, float)) or not math.isfinite(value) or not low <= value <= high:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or not low <= value <= high:
             between = "" if math.isinf(low) else f" from {low} to {high}"
             raise ValueError(f"{name}={value!r} must be a finite number{between}")
 

@@ -41,7 +41,7 @@ class Folder(Task):
         if head not in HEADS:
             raise unknown("head", head, HEADS)
         self.path, self.head = str(path), head
-        shapes = {split: self._open(split)[0].shape for split in self.splits}
+        self._shapes = shapes = {split: self._open(split)[0].shape for split in self.splits}
         self.num_train, self.num_test = shapes["train"][0], shapes["test"][0]
         found = [_read(*_version(file)) for split in self.splits for file in self._files(split)]
         largest = max(file.largest for file in found)
@@ -60,6 +60,9 @@ class Folder(Task):
         """
         self.check_request(num, seed, split)
         return Examples(*(torch.from_numpy(array[:num].astype(np.int64)) for array in self._open(split)))
+
+    def lengths(self, split: str) -> list[int]:
+        return [self._shapes[split][1]]
 
     def available(self, split: str) -> int:
         return self.num_train if split == "train" else self.num_test

@@ -13,7 +13,7 @@ TOLERANCE = 0.05  # share of a budget that whole steps may miss it by
 
 
 def steps(train: Train, task: Any, cost: Cost) -> int | None:
-    """The steps of a run; None: those of its epochs.
+    """The steps of a run; None: those of its epochs. `cost` is that of a sequence of the training data.
 
     Raises:
         ValueError: more than one of steps, tokens and budget_flops; sequences of several lengths, which neither tokens
@@ -26,7 +26,7 @@ def steps(train: Train, task: Any, cost: Cost) -> int | None:
         )
     if train.steps is not None or not given:
         return train.steps
-    lengths = [part.input_length for part, _ in task.parts("train")]
+    lengths = task.lengths("train")
     if len(set(lengths)) > 1:
         raise ValueError(
             f"train.{list(given)[0]} needs sequences of one length, task {task.name!r} mixes "

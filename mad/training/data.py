@@ -55,8 +55,6 @@ def load(task: Any, num: int, seed: int, split: str, device: str, room: int = 0)
     Sequences of a causal task are filled up to a multiple of MULTIPLE tokens where that is no more than `room`.
     """
     parts = task.parts(split)
-    if num < len(parts):
-        raise ValueError(f"{num} sequences cannot be shared by the {len(parts)} parts of task {task.name!r}")
     shares = [share or 1 for _, share in parts]
     edges = [round(num * sum(shares[:i]) / sum(shares)) for i in range(len(parts) + 1)]
     counts = [max(1, stop - start) for start, stop in zip(edges, edges[1:], strict=False)]
@@ -70,7 +68,12 @@ def load(task: Any, num: int, seed: int, split: str, device: str, room: int = 0)
 
 def _sample(kind: type[tasks.Task], options: str, num: int, seed: int, split: str) -> Examples:
     """By the class, not its name: a plugin that has changed registers another."""
-    return compact(*kind(**json.loads(options)).sample(num, seed=seed, split=split))
+    inputs, targets = kind(**json.loads(options)).sample(num, seed=seed, split=split)
+    if not (targets != IGNORE).any():
+        raise ValueError(
+            f"split {split!r} of task {kind.name!r} asks nothing in all its {num} sequences: every target is {IGNORE}"
+        )
+    return compact(inputs, targets)
 
 
 _kept = functools.lru_cache(maxsize=8)(_sample)  # for a worker's next runs: an optimiser grid shares its examples

@@ -14,12 +14,12 @@ MOST = 100.0  # nats, whose exponential is still a number that can be summed
 
 
 def loss_of(logits: torch.Tensor, targets: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
-    """Cross-entropy in nats over the scored positions; logits (B, K, V), targets (B, K).
+    """Cross-entropy in nats over the scored positions; logits (B, K, V), targets (B, K). Without any the mean is 0.
 
     Summed here: where cross_entropy sums, it does so in a single block of a GPU's threads.
     """
     each = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="none")
-    return each.sum() if reduction == "sum" else each.sum() / (targets != IGNORE).sum()
+    return each.sum() if reduction == "sum" else each.sum() / (targets != IGNORE).sum().clamp(min=1)
 
 
 class Evaluation:

@@ -20,7 +20,7 @@ from mad.records import Record
 from mad.training import budget, data, host
 from mad.training.checkpoint import Checkpoint, Checkpoints, Outdated
 from mad.training.evaluate import scores
-from mad.training.prepare import build_task, cost, prepare
+from mad.training.prepare import build_task, cost, cost_of_training, prepare
 from mad.training.schedule import learning_rate
 from mad.training.trainer import STAGED, Reading, Trainer, about
 
@@ -107,7 +107,7 @@ def _steps(run: Run, tell: Progress, checkpoint: Checkpoint, kept: Kept) -> Gene
     del train_parts, test_parts  # the trainer has them
     update, setup = trainer.update, trainer.do.seconds
     model_cost = cost(run, task)
-    steps = budget.steps(settings, task, model_cost) or settings.epochs * batches.per_epoch
+    steps = budget.steps(settings, task, cost_of_training(run, task)) or settings.epochs * batches.per_epoch
     every = settings.eval_every or (steps if task.is_corpus else batches.per_epoch)
 
     def read(split: str, sizes: list[int]) -> Generator[Reading, None, tuple[float, dict[str, float]]]:
@@ -173,8 +173,7 @@ def _steps(run: Run, tell: Progress, checkpoint: Checkpoint, kept: Kept) -> Gene
         config=run.to_dict(),
         metrics=metrics,
         curve=_thin(curve),
-        cost=vars(model_cost)
-        | budget.spent(model_cost, trainer.model, batches, [part.input_length for part, _ in task.parts("train")]),
+        cost=vars(model_cost) | budget.spent(model_cost, trainer.model, batches, task.lengths("train")),
         steps=step,
         seconds=before + time.perf_counter() - began,
         setup_seconds=trainer.do.seconds - setup,

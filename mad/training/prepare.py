@@ -58,7 +58,7 @@ def prepare(given: Run | Mapping[str, Any], *, here: bool = True) -> Run:
             f"{run.task['name']!r}; expected at least {task.input_length}"
         )
     train = run.train
-    steps = budget.steps(train, task, cost(run, task))  # a model that cannot be built says so now
+    steps = budget.steps(train, task, cost_of_training(run, task))  # a model that cannot be built says so now
     used = steps * train.batch_size if steps and task.is_corpus else task.num_train
     train.num_train = train.num_train or min(used, task.num_train)
     train.num_test = train.num_test or task.num_test
@@ -71,7 +71,13 @@ def prepare(given: Run | Mapping[str, Any], *, here: bool = True) -> Run:
                 "what its whole budget made of it; expected train.report=last"
             )
     run.device = _device(run.device, here)
-    run.mode = _mode(run, steps or train.epochs * -(-train.num_train // train.batch_size))
+    steps = steps or train.epochs * -(-train.num_train // train.batch_size)
+    if run.optim.warmup_steps >= steps:
+        raise ValueError(
+            f"optim.warmup_steps={run.optim.warmup_steps} leaves nothing of the {steps} steps of the run, its learning "
+            f"rate would never come to optim.lr; expected {steps - 1} at most"
+        )
+    run.mode = _mode(run, steps)
     if train.precision == "auto":
         train.precision = "bf16" if run.device == "cuda" else "fp32"
     return run
@@ -87,10 +93,15 @@ def build_model(run: Run, task: Any) -> Any:
     return _model(run.to_dict()["arch"], task.vocab_size, task.head)
 
 
-def cost(run: Run, task: Any) -> models.Cost:
-    """The cost of a prepared run's model on one of the task's sequences."""
+def cost(run: Run, task: Any, length: int | None = None) -> models.Cost:
+    """The cost of a prepared run's model on one sequence; None: of the task's longest."""
     spec = [run.to_dict()["arch"], task.vocab_size, task.head]
-    return _cost(json.dumps(spec), task.input_length, tuple(plugins.digests(run.plugin_texts)))
+    return _cost(json.dumps(spec), length or task.input_length, tuple(plugins.digests(run.plugin_texts)))
+
+
+def cost_of_training(run: Run, task: Any) -> models.Cost:
+    """The same on one of the sequences trained on, of which the tests' may be longer."""
+    return cost(run, task, max(task.lengths("train")))
 
 
 def _model(arch: dict[str, Any], vocab_size: int, head: str) -> Any:
@@ -140,6 +151,8 @@ def _check_values(run: Run) -> None:
     ):
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{key} must be above 0 and finite, got {value}")
+    if train.stop_at is not None and not 0 <= train.stop_at <= 1:
+        raise ValueError(f"train.stop_at must be a share from 0 to 1, or null for never, got {train.stop_at:g}")
     if not 0 <= run.arch.embed_dropout < 1:
         raise ValueError(f"arch.embed_dropout must be at least 0 and below 1, got {run.arch.embed_dropout}")
 
@@ -147,7 +160,12 @@ def _check_values(run: Run) -> None:
 def _check_sequences(run: Run, task: Any) -> None:
     for split in task.splits:
         key = "num_train" if split == "train" else "num_test"
-        asked, most = getattr(run.train, key), task.available(split)
+        asked, most, parts = getattr(run.train, key), task.available(split), len(task.parts(split))
+        if asked < parts:
+            raise ValueError(
+                f"train.{key}={asked} cannot be shared by the {parts} parts of split {split!r} of task "
+                f"{run.task['name']!r}; expected at least {parts}"
+            )
         if most is not None and asked > most:
             raise ValueError(
                 f"train.{key}={asked}, but split {split!r} of task {run.task['name']!r} has {most} sequences of "

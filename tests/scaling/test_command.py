@@ -9,7 +9,8 @@ import pytest
 from matplotlib import image
 
 from mad.scaling import __main__ as command
-from mad.scaling import read, report
+from mad.scaling import fit_isoflop, read, report, standard
+from mad.scaling.figures import draw
 
 LAWS = {  # E, A, B, alpha, beta
     "ours": (1.7, 400.0, 410.0, 0.34, 0.28),
@@ -146,6 +147,39 @@ def test_repeated_tokens_are_valued_or_named(tmp_path, capsys):
     assert "repeated tokens, all: R_D* = 15" in capsys.readouterr().out
 
 
+def test_perplexities_in_place_of_losses_are_noticed(tmp_path, capsys):
+    """Beyond 700 the exponential is no number; below, all would look well."""
+    table = profiles(sizes=5).assign(final=lambda t: 300 * t["final"])
+    table.to_csv(tmp_path / "perplexities.csv", index=False)
+    assert run(tmp_path / "perplexities.csv", *COLUMNS, "--bootstrap", 0, "--no-figures") == 0
+    shown = capsys.readouterr().out
+    assert "Units (table): half of the losses are above 20" in shown and "of a perplexity give the logarithm" in shown
+    assert "Refused (state): a loss of" in shown and " inf " in shown
+
+
+def test_tokens_that_nobody_counted_are_not_repeated(tmp_path, capsys):
+    profiles(sizes=5).assign(unique=0).to_csv(tmp_path / "table.csv", index=False)
+    assert run(tmp_path / "table.csv", *COLUMNS, "--bootstrap", 0, "--no-figures") == 0
+    assert "saw tokens more than once" not in capsys.readouterr().out
+
+
+def test_many_architectures_are_told_apart_in_a_figure():
+    """A legend of more entries than fit on a panel left no room for the panel; the ninth looked as the first."""
+    table = profiles(sizes=4).query("family == 'ours'")
+    many = pd.concat([table.assign(family=f"variant {i}") for i in range(10)])
+    table = standard(many, {"n": "Size", "d": "seen", "loss": "final"}, "family")
+    groups = {arch: report.Group(arch, runs, 6.0) for arch, runs in table.groupby("arch")}
+    for group in groups.values():
+        columns = (group.runs[key] for key in ("compute", "n", "d", "loss"))
+        group.isoflop = fit_isoflop(*columns)
+    figures = dict(draw(report.Report(groups, 1e19)))
+    figure = figures["optima"]
+    figure.draw_without_rendering()
+    assert not figure.axes[0].get_legend() and len(figure.legends[0].get_texts()) == 10
+    looks = {(line.get_color(), line.get_marker()) for line in figure.axes[2].lines if line.get_marker() != "None"}
+    assert len(looks) == 10 and figure.axes[0].get_position().height > 0.4
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -159,10 +193,17 @@ def test_repeated_tokens_are_valued_or_named(tmp_path, capsys):
         (["{table}", *COLUMNS, "--bootstrap", "-5"], "--bootstrap must be at least 0, got -5"),
         (["{table}", *COLUMNS, "--scores", "{table}"], "the table of scores .* has no column 'arch'"),
         (["{table}", *COLUMNS, "--scores", "none.csv"], "none.csv does not exist"),
+        (
+            ["{table}", *COLUMNS, "--columns", "n=Size", "d=Size"],
+            "column 'Size' is given for d and for n; it can be one",
+        ),
+        (["{table}", *COLUMNS, "--scores", "{words}"], "'mean' of the table of scores .* got 'high' for 'ours'"),
     ],
 )
 def test_mistakes_are_one_line(foreign, capsys, arguments, message):
-    given = [argument.format(table=foreign) for argument in arguments]
+    words = foreign.with_name("words.csv")
+    words.write_text("arch,mean\nours,high\nold,0.2\n")
+    given = [argument.format(table=foreign, words=words) for argument in arguments]
     assert run(*given) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -178,6 +219,17 @@ def test_no_common_architecture_is_said(foreign, tmp_path, capsys):
     assert (
         "no architecture has both a law and a score; laws: ours, theirs, old; scores: mine" in capsys.readouterr().out
     )
+
+
+def test_names_that_are_numbers_and_scores_without_order(tmp_path, capsys):
+    table = profiles(sizes=5).replace({"family": {"ours": 1, "theirs": 2, "old": 3}})
+    table.assign(gflops=6e-9 * table["Size"] * table["seen"]).to_csv(tmp_path / "table.csv", index=False)
+    (tmp_path / "scores.csv").write_text("arch,mean\n1,0.5\n2,0.5\n3,0.5\n")
+    options = [*COLUMNS[:4], "compute=gflops", "--group", "family", "--bootstrap", 0, "--no-figures"]
+    assert run(tmp_path / "table.csv", *options, "--scores", tmp_path / "scores.csv") == 0
+    shown = capsys.readouterr().out
+    assert "Refused (scores): x is the same for all 3 architectures" in shown
+    assert "Units (table): the compute is 6e-09 n d, but training takes about 6 FLOPs a parameter and token" in shown
 
 
 def test_seeds_of_a_score_are_resampled_too(foreign):

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mad.scaling import NotFinite, Refused, TooFewRuns, fit_data_constrained, fit_parametric
+from mad.scaling import NotFinite, Refused, TooFewRuns, Unbounded, fit_data_constrained, fit_parametric
 from mad.scaling.constrained import C4
 
 
@@ -36,6 +36,8 @@ def test_exact_tables_give_their_constants_back(rd, rn):
     n, d, unique, loss = table(rd, rn)
     fitted = fit_data_constrained(n, d, unique, loss)
     assert (fitted.rd, fitted.rn) == pytest.approx((rd, rn), rel=1e-4) and fitted.objective < 1e-12
+    for name, (low, high) in fitted.plausible().items():  # no point of the grid is as good, which is not: all are
+        assert low < getattr(fitted, name) < high < 1.08 * low
     np.testing.assert_allclose(fitted.predict(n, d, unique), loss, rtol=1e-6)
     assert fitted.base == pytest.approx({name: float(value) for name, value in C4.items()})
 
@@ -118,6 +120,7 @@ def test_muennighoffs_pair_is_weakly_identified(muennighoff):
             ValueError,
             "base lacks alpha, beta; expected a ParametricFit or A, B",
         ),
+        ({}, {"base": C4 | {"B": -1}}, ValueError, "B of base must be positive and finite, got -1.0"),
         ({}, {"base": 3}, ValueError, "base lacks A, B, E, alpha, beta"),
     ],
 )
@@ -126,6 +129,20 @@ def test_what_is_refused(change, options, kind, message):
     columns |= {name: np.full(120, value) for name, value in change.items()}
     with pytest.raises(kind, match=message):
         fit_data_constrained(**columns, **options)
+
+
+def test_constants_beyond_what_was_tried_are_not_determined():
+    """They came out as 1e18: tokens that are repeated do as much here as new ones, and no model is too large."""
+    n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 1e8, 5), np.geomspace(1e10, 1e11, 5)))
+    with pytest.warns(Unbounded) as caught:
+        loss = C4["E"] + C4["A"] * n ** -C4["alpha"] + C4["B"] * d ** -C4["beta"]
+        fitted = fit_data_constrained(n, d, d / 2, loss * 0.99)
+    assert 1990 < fitted.rd <= 2000.001 and 0.049 < fitted.rn < 2000.001
+    said = [str(warning.message) for warning in caught]
+    assert (
+        "R_D* is not determined: it is 2e+03, the last that was tried, or beyond: repeated tokens are worth" in said[0]
+    )
+    assert "R_N* is not determined: any value fits, so that these runs say nothing of excess parameters" in said[1]
 
 
 def test_two_runs_are_too_few():

@@ -94,7 +94,13 @@ def test_noise_is_smoothed_away():
     [
         (lambda t: fit_envelope(t[t["run"].isin(["r0", "r1"])]), TooFewRuns, "at least 3 runs, got 2"),
         (lambda t: fit_envelope(t, span=(1e30, 1e31)), TooFewRuns, r"no run was trained for 1e\+30 to 1e\+31 FLOPs"),
-        (lambda t: fit_envelope(t, span=(1e18, 1e17)), ValueError, r"span from 1e\+18 to 1e\+17 FLOPs is empty"),
+        (
+            lambda t: fit_envelope(t, span=(1e18, 1e17)),
+            ValueError,
+            "positive number of FLOPs to a larger one, got .1e.18",
+        ),
+        (lambda t: fit_envelope(t, span=(0, 1e17)), ValueError, "the span must go from a positive number of FLOPs"),
+        (lambda t: fit_envelope(t[:0]), TooFewRuns, "an envelope needs at least 3 runs, got none"),
         (
             lambda t: fit_envelope(t.assign(loss=t["n"]), span=(2e14, 2e15)),
             TooFewRuns,

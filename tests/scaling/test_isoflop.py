@@ -121,6 +121,8 @@ def test_what_is_refused(profiles):
     ):
         table = profiles()
         fit(table.assign(loss=9 - table["loss"]))
+    with pytest.raises(NoInteriorMinimum, match="1e.18 FLOPs: its loss is the same at all sizes"):
+        fit(table.assign(loss=2.0))
     with pytest.raises(NotFinite, match="compute must be positive"):
         fit(profiles().assign(compute=0))
     with pytest.raises(ValueError, match="bootstrap must be 0"):

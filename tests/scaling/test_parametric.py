@@ -5,7 +5,18 @@ import pandas as pd
 import pytest
 from scipy import optimize
 
-from mad.scaling import Checkpoints, NarrowSpan, NotFinite, Refused, TooFewRuns, fit_parametric
+from mad.scaling import (
+    Checkpoints,
+    NarrowSpan,
+    NoFloor,
+    NoInterval,
+    NotFinite,
+    Refused,
+    TooFewRuns,
+    Unbounded,
+    compare,
+    fit_parametric,
+)
 from mad.scaling.parametric import NAMES, OBJECTIVES, exponents, resample
 
 
@@ -235,6 +246,8 @@ REFUSALS = [
     (lambda t: fit(t, cluster=["a"] * 60, bootstrap=5), TooFewRuns, "by cluster needs at least 3 runs, got 1"),
     (lambda t: fit(t.assign(loss=2 * (t.n / 1e7) ** 0.05)), Refused, "no power law in d: .* like a logarithm"),
     (lambda t: fit(t.assign(loss=9 + 99 / t.n**0.3 - 0.02 * np.log(t.d))), Refused, "the best exponent tends to 0"),
+    (lambda t: fit(t.assign(loss=2.0)), Refused, "no power law in n: its term is .* the loss does not depend on it"),
+    (lambda t: fit(t.assign(loss=2 + 1e20 / t.n**3.5 + 9 / t.d**0.2)), Refused, "in n: the best exponent has no bound"),
     (lambda t: fit(t.replace(t.loc[7, "loss"], np.nan)), NotFinite, r"loss .* nan in 1 of 60 rows \(from 0: 7\)"),
     (lambda t: fit(t.assign(d=-t.d)), NotFinite, r"d must be .* in 60 of 60 rows \(from 0: 0, 1, 2, 3, 4, \.\.\.\)"),
     (lambda t: fit_parametric(t.n, t.d, t.loss[:9]), ValueError, "columns of one length, got .*'n': 60, .*'loss': 9"),
@@ -247,6 +260,10 @@ REFUSALS = [
     (lambda t: fit(t, weights=-np.ones(60)), ValueError, "weights must be 60 finite numbers >= 0"),
     (lambda t: fit(t, weights=[1, 2]), ValueError, "weights must be 60 finite numbers"),
     (lambda t: fit(t, bootstrap=1), ValueError, "bootstrap must be 0, for none, or at least 2 resamples, got 1"),
+    (lambda t: fit(t, bootstrap=10.5), ValueError, "bootstrap must be 0, .*got 10.5"),
+    (lambda t: fit(t, cluster=[None, *range(59)]), ValueError, r"the run of each row, row 0 \(from 0\) has none"),
+    (lambda t: fit(t).optimum([1e20, -1.0]), ValueError, r"a budget must be positive, got \[1e\+20, -1.0\]"),
+    (lambda t: fit(t, bootstrap=2).band(1e20, 95), ValueError, "level must be between 0 and 1, got 95"),
     (lambda t: fit(t, bootstrap=-5), ValueError, "bootstrap must be 0, .*got -5"),
 ]  # fmt: skip
 
@@ -257,11 +274,49 @@ def test_what_is_refused(scattered, call, kind, message):
         call(scattered())
 
 
+def test_what_some_resamples_leave_without_a_bound_has_no_variance(scattered):
+    """A term so steep that few small models tell it: without them the exponent, and A with it, grows without end."""
+    table = scattered(rows=30, noise=0.02, seed=3, A=3e17, alpha=2.5)
+    with pytest.warns(
+        Unbounded, match=r"exponent of n in 14.0% of the resamples .* \(it is above 3\): A and alpha have no"
+    ):
+        fitted = fit(table, bootstrap=100)
+    steep = fitted.samples[:, 3] > 3
+    assert 0.1 < steep.mean() < 0.9 and fitted.intervals["alpha"][1] == fitted.intervals["A"][1] == np.inf
+    assert 0 < fitted.intervals["A"][0] < np.inf and np.isfinite([fitted.intervals[name] for name in "BEab"]).all()
+    unknown = np.isnan(fitted.covariance)
+    assert unknown[[0, 3]].all() and not np.delete(np.delete(unknown, [0, 3], 0), [0, 3], 1).any()
+    assert np.isnan(fitted.standard_errors["alpha"]) and 0 < fitted.standard_errors["a"] < 0.5
+
+
+def test_resamples_that_carry_no_law_are_no_intervals(scattered):
+    """Of six runs most resamples have fewer than five; of four models with many checkpoints some have two."""
+    table = scattered(rows=6, noise=0.001)
+    with pytest.warns(NoInterval, match=r"no intervals: 68% of the resamples have fewer than 5 different runs"):
+        fitted = fit(table, bootstrap=200)
+    assert fitted.intervals == {} and fitted.samples.shape == (0, 5) and np.isfinite(fitted.covariance).all()
+    both = pd.concat([table.assign(arch="few"), scattered(noise=0.001, seed=1).assign(arch="many")])
+    with pytest.warns(NoInterval):
+        assert np.isnan(compare(both, "few", "many", 1e17, bootstrap=20).difference_interval).all()
+    curves = checkpoints(runs=4)
+    fitted = fit(curves, cluster=curves["run"], bootstrap=200)
+    assert 0.55 < len(fitted.samples) / 200 < 0.78  # 168 of 256 draws of four have three or four different ones
+
+
+def test_no_floor_is_said(scattered):
+    with pytest.warns(NoFloor, match="the best E tends to 0"):
+        fit(scattered(E=0.0))
+
+
 def test_sizes_within_a_decade_are_warned_of(scattered):
-    table = scattered()
+    d = scattered()["d"]
+
+    def within(n):
+        return fit_parametric(n, d, 1.8 + 480 * n**-0.35 + 2100 * d**-0.37)
+
     with pytest.warns(NarrowSpan, match="model sizes span a factor of 9 only; a decade is the least to trust"):
-        fit(table.assign(n=np.geomspace(1e8, 9e8, 60)))
-    assert fit(table.assign(n=np.geomspace(1e8, 1e9 * (1 + 1e-9), 60))).largest > 0  # without a warning
+        within(np.geomspace(1e8, 9e8, 60))
+    assert within(np.geomspace(1e8, 1e9 * (1 + 1e-9), 60)).largest > 0  # without a warning
 
 
 PUBLISHED = {  # A, B, E, alpha, beta, and how closely

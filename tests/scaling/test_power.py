@@ -62,6 +62,7 @@ def test_a_floors_fit_and_error_are_those_of_least_squares():
 def test_two_points_have_no_error_to_tell():
     law = fit_power_law([1, 10], [3, 6])
     assert law.exponent == pytest.approx(np.log10(2)) and law.interval == (-np.inf, np.inf)
+    assert fit_power_law([1, 10], [3, 6], bootstrap=9).interval == (-np.inf, np.inf)  # all resamples are the two points
     assert np.isinf(law.standard_error) and np.isinf(fit_power_law([1, 2, 3], [5, 4, 3.5], floor=True).standard_error)
 
 

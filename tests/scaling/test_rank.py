@@ -62,6 +62,8 @@ def test_an_interval_needs_eight():
     found = rank_correlation(x, x + 0.5 * y)
     low, high = found.interval
     assert -1 <= low < found.spearman < high <= 1 and found.refused is None
+    found = rank_correlation(range(9), range(9), bootstrap=0)
+    assert found.interval is None and found.refused == "no interval without a bootstrap"
 
 
 def test_seeds_are_averaged_and_widen_the_interval():
@@ -93,6 +95,7 @@ def test_within_groups_and_across_them():
         ([1, 2, 3], [1, 2, 3], np.array(["a", "b"]), ValueError, "x, y and groups of one length, got 3, 3, 2$"),
         ([1, 2, np.nan], [1, 2, 3], None, ValueError, "x must be finite numbers"),
         ([1, 2, 3], np.ones((3, 2, 2)), None, ValueError, r"y must be finite numbers, \(architectures,\) or \(arch"),
+        ([[1, 2], [3], [4, 5]], [1, 2, 3], None, ValueError, "x must be finite numbers"),
         ([1, 2, 3], [2, 2, 2], None, ValueError, "y is the same for all 3 architectures: there is no order in it"),
     ],
 )

@@ -159,7 +159,12 @@ def test_a_budget_without_a_vertex_is_left_out_and_said():
             NotFinite,
             "must be positive in every row",
         ),
-        (lambda t: t.assign(state_size=t["state_size"].where(t.index > 3)), NotFinite, "must be positive in every row"),
+        (
+            lambda t: t.assign(state_size=t["state_size"].where(t.index > 3)),
+            NotFinite,
+            "in 4 of 105 it is not .architecture a.; ",
+        ),
+        (lambda t: t.assign(loss=t["loss"] + 700), Refused, "a loss of 70.* has no perplexity"),
         (lambda t: t.assign(state_size=4096), Refused, "the state size is the same at every budget of each"),
         (lambda t: t[(t["arch"] == "a") & (t["n"] * t["d"] < 1e18)], NoInteriorMinimum, "with a minimum inside, got 2"),
     ],

@@ -117,6 +117,17 @@ def test_rows_without_a_result_are_left_out_and_counted():
         standard(given[:0])
 
 
+def test_rows_of_no_architecture_and_no_run_are_left_out_and_counted():
+    given = table().assign(arch=["a", None, "a"], run=["one", "two", None])
+    with pytest.warns(
+        DroppedRows, match="2 of 3 rows are left out: not ok, or a number missing, or no arch, or no run"
+    ):
+        assert standard(given)["run"].tolist() == ["one"]
+    assert standard(given.assign(arch=None, run=None))["arch"].tolist() == ["all"] * 3  # an empty column is none
+    with pytest.warns(DroppedRows, match="1 of 3 rows"):  # 6 n d is no number
+        standard(given.assign(arch="a", run="r", params=[1e200, 1, 1], tokens=[1e200, 1, 1]))
+
+
 def test_the_words_of_another_program_say_nothing():
     assert len(standard(table().assign(status="finished"))) == len(table())
 

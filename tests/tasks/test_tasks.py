@@ -86,6 +86,11 @@ def test_options_rebuild_the_task(name):
     assert task.parts("train") == [(task, None)]
 
 
+def test_numbers_of_numpys_are_numbers():
+    task = tasks.build("mqar", **{name: np.int64(value) for name, value in SMALL["mqar"].items()})
+    assert torch.equal(task.sample(5).inputs, small("mqar").sample(5).inputs) and type(task.vocab_size) is int
+
+
 def test_baselines():
     lengths = {name: tasks.build(name).input_length for name in SMALL}
     assert lengths == {
@@ -177,6 +182,7 @@ BAD = [
     ("fuzzy_in_context_recall", {"vocab_size": 9000, "k_motif": 6}, "k_motif=6 .*too many"),
     ("noisy_in_context_recall", {"frac_noise": 1.5}, "frac_noise=1.5 .*from 0 to 1"),
     ("noisy_in_context_recall", {"frac_noise": float("nan")}, "frac_noise=nan"),
+    ("noisy_in_context_recall", {"frac_noise": True}, "frac_noise=True must be a finite number from 0 to 1"),
     ("compression", {"vocab_size": "16"}, "vocab_size='16' must be a whole number"),
     ("mqar", {"power": "steep"}, "power='steep'"),
     ("mqar", {"random_filler": 1}, "task 'mqar': random_filler must be true or false, got 1"),
@@ -191,6 +197,78 @@ BAD = [
 def test_bad_options(name, options, message):
     with pytest.raises(ValueError, match=message):
         tasks.build(name, **options)
+
+
+@pytest.fixture
+def parity(monkeypatch):
+    """Maker of a task of somebody's own, registered for the length of a test: (generate, members of its class)."""
+    for name in ("_classes", "_tags"):
+        monkeypatch.setattr(tasks.registry, name, dict(getattr(tasks.registry, name)))
+
+    def make(generate=None, **members):
+        def init(self, *, vocab_size=2, seq_len=6, flips=1):
+            tasks.Task.__init__(self, vocab_size=vocab_size, seq_len=seq_len)
+            self.flips = flips
+
+        made = {"__init__": init, "generate": lambda self, *given: generate(*given), **members}
+        return tasks.register("parity")(type("Parity", (tasks.Task,), made))
+
+    return make
+
+
+def test_a_task_of_ones_own(parity):
+    parity(lambda rng, num, train: (inputs := rng.integers(0, 2, (num, 6)), inputs.cumsum(1) % 2))
+    inputs, targets = tasks.build("parity").sample(9, seed=1)
+    assert torch.equal(inputs.cumsum(1) % 2, targets) and tasks.build("parity").options["flips"] == 1
+    assert not torch.equal(inputs, tasks.build("parity", flips=2).sample(9, seed=1).inputs)
+
+
+BAD_INITS = [
+    (lambda self, vocab_size=2, seq_len=6: None, "option 'vocab_size' of Parity.__init__ is not keyword-only"),
+    (lambda self, *, seq_len, vocab_size=2: None, "option 'seq_len' of Parity.__init__ has no default"),
+    (lambda self, *, flips=1, **others: None, "option 'others' of Parity.__init__ is not keyword-only"),
+]
+
+
+@pytest.mark.parametrize(("init", "message"), BAD_INITS)
+def test_options_that_nobody_could_set_are_refused(parity, init, message):
+    with pytest.raises(ValueError, match=f"task 'parity': {message}; expected def __init__.self, .,"):
+        parity(__init__=init)
+    with pytest.raises(ValueError, match="task 'parity': expected a class derived from tasks.Task, got <function"):
+        tasks.register("parity")(lambda: None)
+
+
+def test_options_that_are_not_kept_are_refused(parity):
+    parity(__init__=lambda self, *, vocab_size=2, seq_len=6: None)
+    with pytest.raises(ValueError, match="task 'parity' must keep its option as self.vocab_size, which its __init__"):
+        tasks.build("parity")
+    parity()
+    with pytest.raises(
+        ValueError, match="task 'parity' must keep its option 'flips' as a plain .* self.flips is ndarray"
+    ):
+        tasks.build("parity", flips=np.zeros(3))
+    with pytest.raises(ValueError, match="task 'parity': vocab_size=2.0 must be a whole number of at least 1"):
+        tasks.build("parity", vocab_size=2.0)
+
+
+BITS = np.zeros((4, 6), dtype=int)
+BAD_EXAMPLES = [
+    (BITS, r"generate must return \(inputs, targets\), got ndarray"),
+    ((BITS[:, :5], BITS), r"inputs must be integers \(4, 6\), which is \(num, input_length\), got int64 \(4, 5\)"),
+    ((BITS, BITS[:, 0]), r"targets must be integers \(4, 6\), .* got int64 \(4,\)"),
+    ((BITS + 0.5, BITS), r"inputs must be integers \(4, 6\), .* got float64"),
+    ((BITS + 2, BITS), "inputs hold 2; expected ids from 0 to 1, below vocab_size=2"),
+    ((BITS - 100, BITS), "inputs hold -100; expected ids from 0 to 1"),
+    ((BITS, BITS - 1), "targets hold -1; expected ids from 0 to 1, .* or -100 where nothing is asked"),
+]
+
+
+@pytest.mark.parametrize(("made", "message"), BAD_EXAMPLES)
+def test_examples_that_are_none_are_refused(parity, made, message):
+    """A fraction would be cut off, an id that is none is an error of the model's, on a GPU the end of its process."""
+    parity(lambda rng, num, train: made)
+    with pytest.raises(ValueError, match=f"task 'parity': {message}"):
+        tasks.build("parity").sample(4)
 
 
 def test_bad_requests():

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from mad import training
@@ -96,6 +97,23 @@ def test_a_text_that_is_easy_is_trained_to_the_end(text, tmp_path):
 def test_bad_lengths(text, train, message):
     with pytest.raises(ValueError, match=message):
         training.prepare(text(**train))
+
+
+def test_a_budget_is_of_the_sequences_trained_on_however_long_the_tests_are(text, tmp_path):
+    task = {"name": "mqar", "vocab_size": 64, "seq_len": 16, "num_kv": 2}
+    longer = task | {"test_segments": [[48, 4, 4]]}
+    for given in ({"tokens": 10 * STEP}, {"budget_flops": 3e8}):
+        run = text(num_train=32, **given) | {"arch": {"stack": "base_conv-attention", "dim": 16, "max_length": 48}}
+        plain, record = (training.train(run | {"task": each}) for each in (task, longer))
+        assert record.steps == plain.steps and record.cost["seq_len"] == 48
+        for name in ("tokens", "unique_tokens", "flops_exact", "flops_6nd"):
+            assert record.cost[name] == plain.cost[name]
+    for split, (num, length) in {"train": (32, 16), "test": (4, 48)}.items():
+        (tmp_path / split).mkdir()
+        for name in ("inputs", "targets"):
+            np.save(tmp_path / split / f"{name}.npy", np.zeros((num, length), dtype=int))
+    record = training.train(text(tokens=10 * STEP) | {"task": {"name": "folder", "path": str(tmp_path)}})
+    assert record.steps == 10 and record.cost["tokens"] == 10 * STEP
 
 
 def test_synthetic_runs_keep_their_data_and_their_ids(text):

@@ -3,11 +3,13 @@
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
 from mad import tasks, training
 from mad.config import Optim
+from mad.tasks.folder import write_folder
 from mad.training import data
 from mad.training.data import IGNORE, MULTIPLE, Batches, Examples, compact, fill_up, load
 from mad.training.evaluate import Evaluation, loss_of, scores
@@ -215,6 +217,23 @@ def test_the_evaluation_of_the_lowest_perplexity_is_reported():
         training.prepare(tiny(train={"report": "lowest_perplexity", "steps": None, "tokens": 1000}))
 
 
+def test_a_batch_that_asks_nothing_is_no_divergence(tmp_path):
+    """Of 32 sequences two have questions: most batches of 8 have none, and no mean either."""
+    task = tasks.build("mqar", vocab_size=32, seq_len=16, num_kv=2)
+    write_folder(task, tmp_path, 32, 16)
+    file = tmp_path / "train" / "targets.npy"
+    targets = np.load(file)
+    targets[2:] = IGNORE
+    np.save(file, targets)
+    run = tiny(train={"num_train": None, "num_test": None}) | {"task": {"name": "folder", "path": str(tmp_path)}}
+    record = training.train(run)
+    losses = [point["train_loss"] for point in record.curve]
+    assert record.status == "ok" and record.steps == 6 and min(losses) == 0 < max(losses)
+    np.save(file, np.full_like(targets, IGNORE))
+    with pytest.raises(ValueError, match="split 'train' of task 'folder' asks nothing in all its 32 sequences: every"):
+        training.train(run)
+
+
 def test_schedules():
     cosine = Optim(lr=1.0, min_lr=0.1, warmup_steps=4)
     rates = [learning_rate(cosine, step, 24) for step in range(24)]
@@ -241,12 +260,33 @@ def test_schedules():
         ({"train": {"precision": "fp16"}}, "unknown train.precision 'fp16'"),
         ({"train": {"batch_size": 0}}, "train.batch_size must be at least 1"),
         ({"plugins": ["nowhere.py"]}, "plugin 'nowhere.py' is not a file"),
+        ({"plugins": "nowhere.py"}, "plugins must be a list of files, got 'nowhere.py'"),
+        ({"optim": {"lr": True}}, "optim.lr must be a number, got True"),
+        ({"optim": {"warmup_steps": 6}}, "optim.warmup_steps=6 leaves nothing of the 6 steps .* expected 5 at most"),
+        ({"train": {"stop_at": 99.0}}, "train.stop_at must be a share from 0 to 1, or null for never, got 99"),
+        (
+            {"task": {"segments": [[8, 2, 9], [16, 2, 9]]}, "train": {"num_test": 1}},
+            "train.num_test=1 cannot be shared by the 2 parts of split 'valid' of task 'mqar'; expected at least 2",
+        ),
     ],
 )
 def test_bad_runs(changes, message):
     plugins = {"plugins": changes.pop("plugins")} if "plugins" in changes else {}
     with pytest.raises(ValueError, match=message):
         training.prepare(tiny(**changes) | plugins)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"task": None}, "task must be a name, or a mapping with its name and options, got None"),
+        ({"arch": "hyena"}, "arch must be a mapping of its keys, as {'stack': ...}, got 'hyena'"),
+        ({"optim": None}, "optim must be a mapping of its keys, as {'lr': ...}, got None"),
+    ],
+)
+def test_sections_that_are_none(given, message):
+    with pytest.raises(ValueError, match=message):
+        training.prepare(TINY | given)
 
 
 def test_cuda_is_refused_where_there_is_none():
