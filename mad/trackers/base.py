@@ -48,6 +48,10 @@ class Tracker:
         """What `publish` would do, in a line. Nothing is written, and no network used."""
         raise NotImplementedError
 
+    def idle(self, records: Sequence[Record], sweep: str, folder: str | Path) -> bool:
+        """Whether `publish` would do nothing, and say nothing."""
+        return True
+
 
 @dataclass
 class Plan:
@@ -91,12 +95,19 @@ class Replay(Tracker):
         return True
 
     def outline(self, records: Sequence[Record], sweep: str, folder: str | Path) -> str:
-        where = self.where()
+        where, place = self.where(), self.place()
         if where is None:
             return f"{self.title} is disabled: nothing would be published"
         plan = self.plan(records, sweep, self.published(Path(folder), where))
-        counts = f"{len(plan.new)} of {len(records)} runs{' and the leaderboard' if plan.board else ''}"
-        return f"{self.title}: {counts} would be published, to {where}"
+        if not plan.board:
+            return f"{self.title}: nothing is new, {len(records)} runs and the leaderboard are published, to {place}"
+        return (
+            f"{self.title}: {len(plan.new)} of {len(records)} runs and the leaderboard would be published, to {place}"
+        )
+
+    def idle(self, records: Sequence[Record], sweep: str, folder: str | Path) -> bool:
+        where = self.where()
+        return where is None or not self.plan(records, sweep, self.published(Path(folder), where)).board
 
     def plan(self, records: Sequence[Record], sweep: str, published: "Published") -> Plan:
         digests = {record.run_id: digest(vars(record)) for record in records}
@@ -110,6 +121,10 @@ class Replay(Tracker):
     def where(self) -> str | None:
         """The place that publications go to now, None: nowhere. Memory is kept apart by it."""
         raise NotImplementedError
+
+    def place(self) -> str:
+        """`where` for people."""
+        return self.where() or "nowhere"
 
     def mode(self) -> str:
         """For people: online, offline, ..."""

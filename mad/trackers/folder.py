@@ -38,8 +38,9 @@ def publish_folder(name: str, folder: str | Path, *, workspace: bool = False, dr
     records = store.records()
     if not records:
         raise ValueError(f"{path} holds no records yet")
-    if dry_run:
+    if dry_run or tracker.idle(records, store.sweep, path):
         print(tracker.outline(records, store.sweep, path))
+    if dry_run:
         return True
     done = tracker.publish(records, store.sweep, path)
     if done and workspace:

@@ -43,6 +43,9 @@ class WandB(Replay):
         place = f"{os.environ.get('WANDB_ENTITY') or ''}/{project()}"
         return {"disabled": None, "online": f"{host()} {place}"}.get(mode(), f"{mode()} {place}")
 
+    def place(self) -> str:
+        return super().place().replace(" /", " ")  # nobody in particular
+
     def mode(self) -> str:
         return mode()
 

@@ -32,7 +32,7 @@ def test_a_folder_is_published_and_publishing_again_updates(tmp_path, make, stor
 
     asked = len(server.asked)
     assert main([str(made.folder)]) == 0
-    assert len(server.asked) == asked and capsys.readouterr().out == ""  # remembered
+    assert len(server.asked) == asked and "W&B: nothing is new, 2 runs" in capsys.readouterr().out  # remembered
     (made.folder / "wandb/published.json").unlink()
     made.write(make(1))  # retried
     assert main([str(made.folder)]) == 0
@@ -92,7 +92,12 @@ def test_what_was_written_offline_is_published_after_a_login(tmp_path, make, sto
     folder = str(store(tmp_path, make(0)).folder)
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert main([folder]) == 0 and server.asked == []
-    assert main([folder, "--dry-run"]) == 0 and "0 of 1 runs would be" in capsys.readouterr().out
+    capsys.readouterr()
+    for again in ([folder, "--dry-run"], [folder]):
+        assert main(again) == 0
+        assert (
+            capsys.readouterr().out == "W&B: nothing is new, 1 runs and the leaderboard are published, to offline mad\n"
+        )
     monkeypatch.delenv("WANDB_MODE")
     assert main([folder, "--dry-run"]) == 0
     assert "1 of 1 runs and the leaderboard would be published, to 127.0.0.1" in capsys.readouterr().out
