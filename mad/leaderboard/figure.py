@@ -75,7 +75,8 @@ def _panel(axes: Axes, board: Any, column: str, anchors: Anchors | None) -> list
                 cost[kind], score[kind], spread[kind], fmt="o", color=color, elinewidth=0.8, label=label, zorder=3
             )
     best = np.flatnonzero(complete)[front(cost[complete], score[complete])]
-    axes.step(cost[best], score[best], where="post", color=COLORS[1], lw=1, zorder=2, label="Pareto front")
+    label = "Pareto front" if len(best) else "_"  # none, none in the legend
+    axes.step(cost[best], score[best], where="post", color=COLORS[1], lw=1, zorder=2, label=label)
     axes.scatter(cost[best], score[best], 26, color=COLORS[1], zorder=4)
     names = rows["arch"].astype(str).tolist()
     many = len(rows) > NAMED

@@ -96,6 +96,8 @@ def test_incomplete_architectures_are_no_part_of_the_front():
     assert step.get_xydata().tolist() == [[1, 0.1], [100, 0.5], [1000, 0.95]]  # nothing is at 0 on a logarithmic axis
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert "settings missing" in labels and "architecture" in labels
+    ours["rank"] = pd.NA
+    assert [text.get_text() for text in draw(ours).axes[0].get_legend().get_texts()] == ["settings missing"]
 
 
 def test_files(tmp_path):
