@@ -78,7 +78,11 @@ def main() -> None:
         sys.argv[1:] = [argument for argument in arguments if argument not in point.arguments]
     if not any(argument.startswith("hydra.searchpath=") for argument in arguments):
         sys.argv.insert(1, f"hydra.searchpath={literal([f'file://{folder}' for folder in search_path()])}")
-    hydra.main(version_base=None, config_path=str(ROOT / "conf"), config_name="config")(point)()
+    try:
+        hydra.main(version_base=None, config_path=str(ROOT / "conf"), config_name="config")(point)()
+    except KeyboardInterrupt:  # before the first run, or after the last
+        print("\nstopped; what had finished is kept, the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
 
 
 def point(cfg: DictConfig) -> None:

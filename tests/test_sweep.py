@@ -466,3 +466,18 @@ def test_ctrl_c_keeps_what_had_finished_and_the_next_call_goes_on(tmp_path):
     assert "Traceback" not in errors
     again = command(*given)
     assert f"{12 - kept} runs in" in again.stdout and len(list(runs.glob("*.json"))) == 12
+
+
+@pytest.mark.parametrize("when", ["prepare", "leaderboard.build"])
+def test_ctrl_c_before_the_first_run_or_after_the_last_ends_in_one_line(tmp_path, monkeypatch, capsys, when):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"mad.sweep.{when}", interrupted)
+    monkeypatch.setattr(sys, "argv", ["mad.sweep", *TINY, f"results_dir={tmp_path}", "engine=inline"])
+    with pytest.raises(SystemExit) as end:
+        sweep.main()
+    assert end.value.code == 130
+    assert capsys.readouterr().err.endswith(
+        "\nstopped; what had finished is kept, the same command goes on from there\n"
+    )
