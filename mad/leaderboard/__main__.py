@@ -1,12 +1,10 @@
 """`python -m mad.leaderboard results/quickstart --html board.html`: rank the architectures of one or more sweeps."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from mad import leaderboard
-from mad.registry import nearest
 
 SUFFIXES = {"csv": (".csv",), "md": (".md", ".markdown"), "html": (".html", ".htm"), "png": (".png", ".pdf", ".svg")}
 
@@ -31,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for name in SUFFIXES:
             if getattr(chosen, name):
-                _check(name, Path(getattr(chosen, name)))
+                leaderboard.check_file(f"--{name}", getattr(chosen, name), SUFFIXES[name])
         if chosen.publish:
             _check_publishing(chosen.publish, chosen.tables)
         published = leaderboard.read_anchors(chosen.anchors) if chosen.anchors else None
@@ -74,29 +72,6 @@ def _check_publishing(tracker: str, tables: list[str]) -> None:
     for table in tables:
         if not Path(table).is_dir():
             raise ValueError(f"--publish {tracker} {table}: a tracker is shown records; expected a results folder")
-
-
-def _check(name: str, path: Path) -> None:
-    """Whether `path` can be written, before there is anything to write.
-
-    Raises:
-        ValueError: a suffix that another format has, a folder that does not exist, or no permission.
-    """
-    known = SUFFIXES[name]
-    if path.exists() and not path.is_file() and not path.is_dir():
-        return  # /dev/stdout
-    if path.is_dir():
-        raise ValueError(
-            f"--{name} {path}: it is a folder; expected a file, for instance {path / ('board' + known[0])}"
-        )
-    if path.suffix.lower() not in known:
-        meant = nearest(path.suffix.lower(), known) or f" (did you mean {str(path.with_suffix(known[0]))!r}?)"
-        raise ValueError(f"--{name} {path}: unknown suffix {path.suffix!r}{meant}; expected one of: {', '.join(known)}")
-    if not path.parent.is_dir():
-        there = next(folder for folder in path.absolute().parents if folder.is_dir())
-        raise ValueError(f"--{name} {path}: there is no folder {str(path.parent)!r}; the nearest one is {str(there)!r}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ValueError(f"--{name} {path}: no permission to write there; choose a file in a folder of your own")
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from mad import leaderboard
-from mad.registry import nearest, unknown
+from mad.registry import unknown
 from mad.reproduce import PUBLISHED, Comparison, compare
 from mad.reproduce.compare import TOLERANCE, ranks
 from mad.reproduce.layout import MEAN
 
 WIDE = 140  # columns of text where the output is no terminal
-SUFFIXES = (".png", ".pdf", ".svg")
+SUFFIXES = {"png": (".png", ".pdf", ".svg"), "csv": (".csv",)}
 HEADS = {"d_model": "width", "seq_len": "tokens", "num_kv": "pairs", "plain": "plain accuracy", "ours_bytes": "bytes",
          "state_bytes": "published bytes"}  # fmt: skip
 HIDDEN = ("perplexity", "runs", "settings", "settings_expected", "points", "points_expected")  # in the CSV, or combined
@@ -42,12 +42,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.name not in PUBLISHED:
             raise unknown("reproduction", options.name, PUBLISHED)
-        if options.png and Path(options.png).suffix.lower() not in SUFFIXES:
-            meant = nearest(Path(options.png).suffix.lower(), SUFFIXES)
-            raise ValueError(f"--png {options.png}: unknown suffix{meant}; expected one of: {', '.join(SUFFIXES)}")
-        source = options.table or _default(options.name)
+        for kind, suffixes in SUFFIXES.items():
+            if getattr(options, kind):
+                leaderboard.check_file(f"--{kind}", getattr(options, kind), suffixes)
+        source, *others = [options.table] if options.table else _defaults(options.name)
         comparison = compare(options.name, leaderboard.read([source]))
         show(comparison, source, console)
+        for other in others:
+            said = f"- {other} is there too: python -m mad.reproduce {options.name} {other}"
+            console.print(said, soft_wrap=True, markup=False)
         if options.csv:
             comparison.rows.to_csv(options.csv, index=False)
         if options.png:
@@ -60,11 +63,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _default(name: str) -> str:
+def _defaults(name: str) -> list[str]:
+    """The folders of the figure's sweeps that are there, the one to show first."""
     folders = [f"results/reproduce_{name}{kind}" for kind in ("", "_reduced")]
-    for folder in folders:
-        if Path(folder).is_dir():
-            return folder
+    if there := [folder for folder in folders if Path(folder).is_dir()]:
+        return there
     raise ValueError(
         f"neither {folders[0]} nor {folders[1]} is there; expected a results folder or a CSV file, or train one: "
         f"python -m mad.sweep sweeps=reproduce_{name}_reduced"

@@ -52,7 +52,11 @@ def test_the_default_is_the_sweeps_folder_or_its_reduced_one(mad_table, tmp_path
     for name in ("reproduce_mad_table_reduced", "reproduce_mad_table"):
         (tmp_path / "results" / name).mkdir(parents=True)
         mad_table.to_csv(tmp_path / "results" / name / "results.csv", index=False)
-        assert main(["mad_table"]) == 0 and f"results/{name}: Poli" in capsys.readouterr().out
+        assert main(["mad_table"]) == 0
+        said = capsys.readouterr().out
+        assert f"results/{name}: Poli" in said
+    # whoever has just trained the reduced sweep is shown the other folder: said
+    assert "_reduced is there too: python -m mad.reproduce mad_table results/reproduce_mad_table_reduced\n" in said
 
 
 @pytest.mark.parametrize(
@@ -62,8 +66,10 @@ def test_the_default_is_the_sweeps_folder_or_its_reduced_one(mad_table, tmp_path
         (["mad_table", "nowhere"], "nowhere does not exist"),
         (
             ["mad_table", "--png", "figure.pgn"],
-            "unknown suffix (did you mean '.png'?); expected one of: .png, .pdf, .svg",
+            "unknown suffix '.pgn' (did you mean '.png'?); expected one of: .png, .pdf, .svg",
         ),
+        (["mad_table", "--png", "no/such/figure.png"], "there is no folder 'no/such'"),
+        (["mad_table", "--csv", "no/such/rows.csv"], "there is no folder 'no/such'"),
     ],
 )
 def test_mistakes_end_in_one_line(capsys, arguments, message):
