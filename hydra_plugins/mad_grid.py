@@ -18,6 +18,7 @@ from hydra.core.override_parser.types import Override
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+import layers
 from mad.registry import unknown
 from mad.tasks import settings as protocol_settings
 
@@ -152,7 +153,7 @@ class GridSweeper(Sweeper):
             group, _, name = text.partition("=")
             options = self.options(group)
             if name not in options:
-                raise unknown(group, name, options)
+                raise _unknown_choice(group, name, options)
         sweeps = [text for text in self.config.hydra.overrides.task if text.startswith("sweeps=")]
         config = self.loader.load_sweep_config(self.config, [*sweeps, *choices])
         with open_dict(config):
@@ -199,6 +200,13 @@ def _kept(entries: list[tuple[str, dict[str, Any]]], chosen: list[str] | None) -
     names = [text.partition("=")[2] for text in chosen]
     mine = [*entries, *((name, {}) for name in names if name not in dict(entries))]
     return [(name, keys) for name, keys in mine if name in names]
+
+
+def _unknown_choice(group: str, name: str, options: list[str]) -> ValueError:
+    error = unknown(group, name, options)
+    if group == "arch" and name in layers.names():
+        error = ValueError(f"{error}; {name!r} is a layer, which a stack is made of: arch.stack={name}-swiglu")
+    return error
 
 
 def _text(value: Any) -> str:

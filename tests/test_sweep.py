@@ -188,6 +188,7 @@ def test_a_sweep_chooses_a_protocol_and_the_command_line_another(expand):
     [
         (["task=mqarr"], "unknown task 'mqarr' .did you mean 'mqar'"),
         (["arch=hyenna"], "unknown arch 'hyenna' .did you mean 'hyena'"),
+        (["arch=mh_attention"], "'mh_attention' is a layer, .*: arch.stack=mh_attention-swiglu$"),
         (["engine=locl"], "unknown engine 'locl' .did you mean 'local'"),
         (["optim.lrr=1"], "unknown key 'optim.lrr' .did you mean 'optim.lr'"),
         (["task=mqar", "task.num_kw=3"], "unknown key 'task.num_kw' .did you mean 'task.num_kv'"),
