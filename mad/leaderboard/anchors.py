@@ -96,8 +96,9 @@ def match(published: Frame, board: Frame, table: Frame) -> Anchors:
         )
     for column in used:
         numbers: Frame = pd.to_numeric(published[column], errors="coerce")
-        for value in published[column][numbers.isna() & published[column].notna()]:
-            raise ValueError(f"anchors: {column} must be a number, got {value!r}")
+        wrong = published[numbers.isna() & published[column].notna()]
+        for arch, value in zip(wrong["arch"], wrong[column], strict=True):
+            raise ValueError(f"anchors: {column} of {arch} must be a number, got {value!r}")
         published = published.assign(**{column: numbers})
 
     layers, taken = stacks(table), set[str]()

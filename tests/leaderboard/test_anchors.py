@@ -81,7 +81,7 @@ def test_in_the_terminal_and_in_markdown(tmp_path):
             "no column is a score of this board; expected some of compression, selective_copying, mean, got perplexity",
         ),
         ("arch,params\nx,1\n", "got params"),
-        ("arch,compression\nx,high\n", "compression must be a number, got 'high'"),
+        ("arch,compression\nx,high\n", "compression of x must be a number, got 'high'"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_before_anything_is_written(tmp_path, capsys, text, message):
