@@ -46,7 +46,7 @@ def _read(path: Path) -> tuple[pd.DataFrame, list[Record]]:
         try:
             table = pd.read_csv(file, low_memory=False)
         except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-            raise ValueError(f"{file} is not a CSV file of runs: {error}") from error
+            raise ValueError(f"{file} is not a CSV file of runs: {str(error).strip()}") from error
     if table.empty:
         raise ValueError(f"{path} holds no runs yet")
     return table, records

@@ -78,6 +78,13 @@ def test_mistakes_end_in_one_line(capsys, arguments, message):
     assert message in said.err and said.err.count("\n") == 1 and not said.out
 
 
+def test_a_file_that_is_no_table_is_refused_in_one_line(tmp_path, capsys):
+    (tmp_path / "notes.md").write_text("a\nb\nc,d,e\n")
+    assert main(["mad_table", str(tmp_path / "notes.md")]) == 2
+    said = capsys.readouterr().err
+    assert "notes.md is not a CSV file of runs: Error tokenizing data" in said and said.count("\n") == 1
+
+
 def test_help(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
