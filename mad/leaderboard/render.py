@@ -13,6 +13,8 @@ from mad.leaderboard.build import task_columns
 from mad.records import save
 
 WIDE = 200  # columns of text where nobody said how many there are
+NAME = 14  # columns that a name needs at least
+LESS = ("mean (valid-selected)", "ok", "settings", "win rate", "params", "FLOPs", "state size")  # left out first
 
 
 def show(
@@ -23,12 +25,39 @@ def show(
     if not console.is_terminal:
         console = Console(file=console.file, width=WIDE, force_terminal=False)
     cells = _with_published(_cells(board), board, anchors)
-    table = Table(title=escape(title), caption=_caption(board, anchors))
+    console.print(_that_fits(cells, escape(title), _caption(board, anchors), console))
+
+
+def _that_fits(cells: pd.DataFrame, title: str, caption: str | None, console: Console) -> Table:
+    """On a narrow terminal heads stand word below word, names are folded, and what matters less is left out: numbers
+    that are folded cannot be read. Where that does not do either, all the rest is folded."""
+    table = _table(cells, title, caption)
+    less, said = [column for column in LESS if column in cells], caption
+    for number in range(len(less) + 1):
+        if _fits(table, console):
+            return table
+        left_out = f"not shown, as the terminal is narrow: {', '.join(less[:number])}" if number else None
+        said = "; ".join(filter(None, (caption, left_out))) or None
+        table = _table(cells.drop(columns=less[:number]), title, said, narrow=True)
+    return table if _fits(table, console) else _table(cells.drop(columns=less), title, said, narrow=True, fold=True)
+
+
+def _table(cells: pd.DataFrame, title: str, caption: str | None, narrow: bool = False, fold: bool = False) -> Table:
+    table = Table(title=title, caption=caption)
     for column in cells:
-        table.add_column(escape(str(column)), justify="left" if column == "arch" else "right", overflow="fold")
+        head = str(column).replace(" ", "\n") if narrow else str(column)
+        least = max(map(len, [*head.split("\n"), *cells[column]]))
+        if column == "arch" and narrow:
+            least = min(NAME, least)
+        justify = "left" if column == "arch" else "right"
+        table.add_column(escape(head), justify=justify, overflow="fold", min_width=None if fold else least)
     for row in cells.itertuples(index=False):
         table.add_row(*map(escape, row))
-    console.print(table)
+    return table
+
+
+def _fits(table: Table, console: Console) -> bool:
+    return console.measure(table, options=console.options.update(max_width=10 * WIDE)).minimum <= console.width
 
 
 def markdown(board: pd.DataFrame, anchors: Anchors | None = None) -> str:
