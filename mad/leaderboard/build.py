@@ -192,7 +192,8 @@ def _labels(table: Frame) -> Frame:
         if model or column in ("stack", "train.report", "versions.plugins"):
             several = table.groupby("arch")[column].transform("nunique", dropna=False) > 1
             key = str(column).removeprefix("arch.").removeprefix("versions.")
-            labels = labels.mask(several, labels + f" {key}=" + table[column].astype(str))
+            said = table[column].notna()  # a failed run does not say which text of a plugin it was: the bare name
+            labels = labels.mask(several & said, labels + f" {key}=" + table[column].astype(str))
     return _with_length(labels, table) if "arch.max_length" in table else labels
 
 

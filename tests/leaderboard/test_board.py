@@ -290,6 +290,28 @@ def test_several_tables_are_ranked_together_and_a_run_counts_once(tmp_path):
     assert board["arch"].tolist() == ["attention", "hyena"] and board["ok"].tolist() == [1, 1]
 
 
+def test_runs_that_do_not_say_what_tells_models_apart_keep_the_bare_name():
+    column = "versions.plugins"
+    rows = [row("mine", accuracy=0.5) | {column: "mine@1a"}, row("mine", accuracy=None, status="failed")]
+    board = leaderboard.build(pd.DataFrame(rows))
+    assert board["arch"].tolist() == ["mine plugins=mine@1a", "mine"] and board["failed"].tolist() == [0, 1]
+
+
+def test_on_a_narrow_terminal_no_number_is_folded():
+    costs = {"params": 131600, "flops": 2.5e9, "state_size": 12}
+    names = ("mqar_attention", "attention|hyena-swiglu*2")
+    tasks = ("compression", "mqar", "selective_copying")
+    rows = [row(name, task, 0.5, valid_accuracy=0.5, **costs) for name in names for task in tasks]
+    board = leaderboard.build(pd.DataFrame(rows))
+    for width, missing in ((80, "mean (valid-selected), ok"), (160, None)):
+        out = io.StringIO()
+        leaderboard.show(board, Console(file=out, width=width, force_terminal=True, color_system=None))
+        text = out.getvalue()
+        assert max(map(len, text.splitlines())) <= width
+        assert text.count("0.500") >= (8 if missing else 12) and "mqar_attention" in text
+        assert ("not shown" in text) == bool(missing) and (missing or "") in " ".join(text.split())
+
+
 def test_the_terminal_table_shows_scores_spread_costs_and_what_is_missing():
     board = leaderboard.build(
         pd.DataFrame(
