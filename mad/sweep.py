@@ -77,7 +77,9 @@ def main() -> None:
         point.arguments = [argument for argument in arguments if not argument.startswith(("hydra.", "sweeps="))]
         sys.argv[1:] = [argument for argument in arguments if argument not in point.arguments]
     if not any(argument.startswith("hydra.searchpath=") for argument in arguments):
-        sys.argv.insert(1, f"hydra.searchpath={literal([f'file://{folder}' for folder in search_path()])}")
+        # beside another override: Hydra takes no flags between two of them
+        place = next((i for i, text in enumerate(sys.argv[1:], 1) if re.match(r"[+~]?[\w.@/]+=", text)), 1)
+        sys.argv.insert(place, f"hydra.searchpath={literal([f'file://{folder}' for folder in search_path()])}")
     try:
         hydra.main(version_base=None, config_path=str(ROOT / "conf"), config_name="config")(point)()
     except KeyboardInterrupt:  # before the first run, or after the last

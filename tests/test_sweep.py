@@ -445,8 +445,9 @@ def test_a_record_of_another_schema_is_refused_before_anything_is_trained(tmp_pa
 
 def test_help_and_one_point():
     assert "arch.{name,stack,dim" in command("--help").stdout
-    shown = command("task=mqar", "--cfg", "job")
-    assert shown.returncode == 0 and "vocab_size: 8192" in shown.stdout, shown.stderr
+    for arguments in (["task=mqar", "--cfg", "job"], ["--cfg", "job", "task=mqar"]):
+        shown = command(*arguments)
+        assert shown.returncode == 0 and "vocab_size: 8192" in shown.stdout, shown.stderr
 
 
 def test_ctrl_c_keeps_what_had_finished_and_the_next_call_goes_on(tmp_path):
