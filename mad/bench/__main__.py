@@ -16,7 +16,8 @@ BENCHMARKS = {
 }
 
 
-def main() -> None:
+def main() -> int:
+    """Exit status 0, 2 for a benchmark that does not exist; each says its own."""
     name, rest = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
     if name in ("-h", "--help"):
         print(f"usage: python -m mad.bench {' | '.join(BENCHMARKS)} [--help]\n")
@@ -24,8 +25,10 @@ def main() -> None:
     elif name in BENCHMARKS:
         importlib.import_module(f"mad.bench.{name}").main(rest)
     else:
-        sys.exit(str(unknown("benchmark", name, BENCHMARKS)))
+        print(f"mad.bench: {unknown('benchmark', name, BENCHMARKS)}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -67,3 +67,11 @@ def test_a_score_card_in_steps_and_tokens():
     assert sorted(steps) == [32, 64, 128, 256, 512, 1024]
     assert steps[1024] == 6 * 200 * 100 * 4  # four tasks have a setting of that length
     assert tokens == pytest.approx(1.8e11, rel=0.02)
+
+
+def test_a_benchmark_that_does_not_exist_is_a_mistake_of_the_command(capsys, monkeypatch):
+    from mad.bench import __main__ as command
+
+    monkeypatch.setattr("sys.argv", ["mad.bench", "lnes"])
+    assert command.main() == 2
+    assert "mad.bench: unknown benchmark 'lnes' (did you mean 'lanes'?)" in capsys.readouterr().err
