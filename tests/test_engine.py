@@ -217,6 +217,7 @@ def test_a_lane_that_fails_costs_its_own_run_alone(tmp_path):
     found, _, _ = in_lanes(tmp_path, ["", "raise", "", ""])
     assert [found[seed].status for seed in range(4)] == ["ok", "failed", "ok", "ok"]
     assert found[1].last_error == "RuntimeError: not today" and found[1].failure == "exception"
+    assert found[1].versions["plugins"] == found[0].versions["plugins"]  # which text it was that failed
 
 
 def test_runs_that_a_dying_process_takes_along_are_begun_again(tmp_path):

@@ -12,6 +12,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mad
+from mad import plugins
 from mad.config import Run
 from mad.memory import out_of_memory
 from mad.records import Record
@@ -211,4 +213,7 @@ def of_error(run: Run, error: Exception, seconds: float, retry_on: Iterable[str]
 
 def failed(run: Run, error: str, failure: str, **fields: Any) -> Record:
     """The record of a run that ended with `error`, in one of the ways `records.FAILURES`."""
-    return Record(run_id=run.id, status="failed", config=run.to_dict(), error=error, failure=failure, **fields)
+    versions = {"mad": mad.__version__} | plugins.versions(run.plugin_texts)  # torch's is for the worker to know
+    return Record(
+        run_id=run.id, status="failed", config=run.to_dict(), error=error, failure=failure, versions=versions, **fields
+    )

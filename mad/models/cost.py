@@ -21,7 +21,13 @@ class Cost:
 
 
 def cost(model: Any, length: int) -> Cost:
-    """The cost of a model of `models.build` on one sequence of `length` tokens. Tied weights count once."""
+    """The cost of a model of `models.build` on one sequence of `length` tokens. Tied weights count once.
+
+    Raises:
+        ValueError: no token, or more than the model was built for.
+    """
+    if not 1 <= length <= model.embedding.max_length:
+        raise ValueError(f"expected a length from 1 to max_length={model.embedding.max_length} tokens, got {length}")
     params, embedding = _trained(model), model.embedding
     tied = model.head.weight is embedding.tokens.weight
     nonembedding = params - _trained(embedding) + (embedding.tokens.weight.numel() if tied else 0)

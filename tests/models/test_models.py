@@ -157,3 +157,9 @@ def test_a_token_uses_its_own_experts():
 def test_bad_models(change, message):
     with pytest.raises(ValueError, match=message):
         models.build(**({"stack": "hyena", "dim": 32, "vocab_size": 11, "max_length": 20} | change))
+
+
+@pytest.mark.parametrize("length", [0, 17])
+def test_cost_of_sequences_that_the_model_does_not_take(length):
+    with pytest.raises(ValueError, match=f"length from 1 to max_length=16 tokens, got {length}"):
+        models.cost(models.build("hyena", 16, 8, 16), length)
