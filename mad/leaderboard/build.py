@@ -192,7 +192,7 @@ def _labels(table: Frame) -> Frame:
         if model or column in ("stack", "train.report", "versions.plugins"):
             several = table.groupby("arch")[column].transform("nunique", dropna=False) > 1
             key = str(column).removeprefix("arch.").removeprefix("versions.")
-            said = table[column].notna()  # a failed run does not say which text of a plugin it was: the bare name
+            said = table[column].notna()  # else the bare name: of failed runs of a mad before they said their plugins
             labels = labels.mask(several & said, labels + f" {key}=" + table[column].astype(str))
     return _with_length(labels, table) if "arch.max_length" in table else labels
 

@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
             said = f"- {other} is there too: python -m mad.reproduce {options.name} {other}"
             console.print(said, soft_wrap=True, markup=False)
         if options.csv:
-            comparison.rows.to_csv(options.csv, index=False)
+            leaderboard.write_csv(comparison.rows, options.csv)
         if options.png:
             from mad.reproduce.figures import write  # matplotlib takes its time
 
