@@ -218,7 +218,7 @@ def fit_parametric(
             f"the best E tends to 0 (it is {np.exp(theta[2]):.2g}): these runs say nothing of a loss that no run comes "
             "below, and predictions beyond them fall without end",
         )
-    samples, unbounded = np.empty((0, 5)), np.zeros((0, 5), dtype=bool)
+    samples = np.empty((0, 5))
     if bootstrap:
         rng, size = np.random.default_rng(seed), max(1, RESAMPLED_AT_ONCE // len(n))
         pieces = []
@@ -236,14 +236,13 @@ def fit_parametric(
                 f"{DIFFERENT} different n or d; train more",
             )
             samples = samples[:0]
-        unbounded = (samples[:, 3:] > STEEP)[:, [0, 1, 0, 0, 1]] & (np.array(NAMES) != "E")
     best = original(theta[None], center)[0]
-    if bootstrap and len(samples):
-        covariance = _covariance(samples, unbounded)
-    else:
-        covariance = sandwich(stages[-1], theta, row_weights, groups, center)
     intervals: dict[str, tuple[float, float]] = {}
-    if len(samples):
+    if not len(samples):
+        covariance = sandwich(stages[-1], theta, row_weights, groups, center)
+    else:
+        unbounded = (samples[:, 3:] > STEEP)[:, [0, 1, 0, 0, 1]] & (np.array(NAMES) != "E")
+        covariance = _covariance(samples, unbounded)
         columns = np.concatenate([np.where(unbounded, np.inf, samples), exponents(samples)], 1)
         intervals = dict(zip((*NAMES, "a", "b"), map(_interval, columns.T), strict=True))
     A, B, E, alpha, beta = best.tolist()

@@ -25,7 +25,7 @@ from mad.scaling.envelope import EnvelopeFit, fit_envelope
 from mad.scaling.isoflop import IsoflopFit, fit_isoflop
 from mad.scaling.parametric import NAMES, ParametricFit, fit_parametric
 from mad.scaling.rank import RankCorrelation, rank_correlation
-from mad.scaling.state import StateOptimalFit, fit_state_optimal
+from mad.scaling.state import MOST_NATS, StateOptimalFit, fit_state_optimal
 from mad.scaling.table import ALIASES, Frame, clusters, csv_file, per_token, read_csv
 
 SCORES = ("mean", "score", "mad_score", "mad_mean_acc", "accuracy")  # columns that hold one, the first there is
@@ -190,7 +190,7 @@ def _loss(group: Group, compute: float) -> float:
 
 def perplexity(loss: float) -> float:
     """exp(loss); infinite where that is no number."""
-    return math.inf if loss > 700 else math.exp(loss)
+    return math.inf if loss > MOST_NATS else math.exp(loss)
 
 
 def read_scores(path: str | Path, column: str | None = None) -> Frame:
@@ -217,9 +217,8 @@ def read_scores(path: str | Path, column: str | None = None) -> Frame:
             f"column {score!r} of the table of scores {file} must hold finite numbers, got "
             f"{wrong['score'].iloc[0]!r} for {wrong['arch'].iloc[0]!r}"
         )
-    return found.assign(
-        arch=found["arch"].astype(str), score=numbers.astype(float)
-    )  # names as the table of runs has them
+    names_of_runs = found["arch"].astype(str)  # as the table of runs has them
+    return found.assign(arch=names_of_runs, score=numbers.astype(float))
 
 
 def _correlate(report: Report, groups: list[Group], scores: Frame) -> Scores | None:

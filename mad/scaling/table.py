@@ -37,7 +37,7 @@ ALIASES = {
     "run": ("run_name",),
 }
 TEXT = ("arch", "run")
-MOST_NATS = 20.0  # a token: a uniform guess among half a billion ids
+PLAUSIBLE_NATS = 20.0  # a token at most: a uniform guess among half a billion ids
 PER_TOKEN = 6.0  # FLOPs of training a parameter on a token
 FEWEST_FLOPS, MOST_FLOPS = 0.05, 1000.0  # the same; few where most parameters are experts', many at long sequences
 
@@ -62,10 +62,10 @@ def read(path: str | Path, columns: Mapping[str, str] | None = None, group: str 
     else:
         table, text = read_csv(csv_file(path)), csv_file(path).read_bytes()
     found = standard(table, columns, group)
-    if found["loss"].median() > MOST_NATS:
+    if found["loss"].median() > PLAUSIBLE_NATS:
         warnings.warn(
-            f"half of the losses are above {MOST_NATS:.0f}, but nats a token are at most ln(vocabulary), 12 for 150,000"
-            " ids; of a perplexity give the logarithm, of a sum the mean",
+            f"half of the losses are above {PLAUSIBLE_NATS:.0f}, but nats a token are at most ln(vocabulary), 12 for "
+            "150,000 ids; of a perplexity give the logarithm, of a sum the mean",
             Units,
             stacklevel=2,
         )
