@@ -48,9 +48,9 @@ class Tracker:
         """What `publish` would do, in a line. Nothing is written, and no network used."""
         raise NotImplementedError
 
-    def idle(self, records: Sequence[Record], sweep: str, folder: str | Path) -> bool:
-        """Whether `publish` would do nothing, and say nothing."""
-        return True
+    def idle(self, records: Sequence[Record], sweep: str, folder: str | Path) -> str | None:
+        """The `outline`, where `publish` would do nothing and say nothing; else None."""
+        return self.outline(records, sweep, folder)
 
 
 @dataclass
@@ -95,19 +95,22 @@ class Replay(Tracker):
         return True
 
     def outline(self, records: Sequence[Record], sweep: str, folder: str | Path) -> str:
+        return self._outline(records, sweep, folder)[0]
+
+    def idle(self, records: Sequence[Record], sweep: str, folder: str | Path) -> str | None:
+        outline, idle = self._outline(records, sweep, folder)
+        return outline if idle else None
+
+    def _outline(self, records: Sequence[Record], sweep: str, folder: str | Path) -> tuple[str, bool]:
+        """What `publish` would do, and whether that is nothing."""
         where, place = self.where(), self.place()
         if where is None:
-            return f"{self.title} is disabled: nothing would be published"
-        plan = self.plan(records, sweep, self.published(Path(folder), where))
+            return f"{self.title} is disabled: nothing would be published", True
+        plan, runs = self.plan(records, sweep, self.published(Path(folder), where)), len(records)
         if not plan.board:
-            return f"{self.title}: nothing is new, {len(records)} runs and the leaderboard are published, to {place}"
-        return (
-            f"{self.title}: {len(plan.new)} of {len(records)} runs and the leaderboard would be published, to {place}"
-        )
-
-    def idle(self, records: Sequence[Record], sweep: str, folder: str | Path) -> bool:
-        where = self.where()
-        return where is None or not self.plan(records, sweep, self.published(Path(folder), where)).board
+            return f"{self.title}: nothing is new, {runs} runs and the leaderboard are published, to {place}", True
+        new = f"{len(plan.new)} of {runs} runs and the leaderboard"
+        return f"{self.title}: {new} would be published, to {place}", False
 
     def plan(self, records: Sequence[Record], sweep: str, published: "Published") -> Plan:
         digests = {record.run_id: digest(vars(record)) for record in records}

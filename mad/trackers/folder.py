@@ -38,11 +38,13 @@ def publish_folder(name: str, folder: str | Path, *, workspace: bool = False, dr
     records = store.records()
     if not records:
         raise ValueError(f"{path} holds no records yet")
-    if dry_run or tracker.idle(records, store.sweep, path):
-        print(tracker.outline(records, store.sweep, path))
     if dry_run:
+        print(tracker.outline(records, store.sweep, path))
         return True
-    done = tracker.publish(records, store.sweep, path)
+    idle = tracker.idle(records, store.sweep, path)
+    if idle is not None:
+        print(idle)
+    done = idle is not None or tracker.publish(records, store.sweep, path)
     if done and workspace:
         assert isinstance(tracker, WandB)
         try:
