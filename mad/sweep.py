@@ -228,15 +228,19 @@ def _check_sweep_file(arguments: list[str]) -> None:
             text = files[name].read_text(encoding="utf-8")
             if not re.search(r"^#\s*@package\s+_global_\s*$", text, re.MULTILINE):
                 raise ValueError(f"{files[name]} needs '# @package _global_' as its first line: its keys are a sweep's")
-            for section, known in SWEEP_FILE.items():
-                place: Any = given
-                for part in filter(None, section.split(".")):
-                    place = place.get(part) if isinstance(place, dict) else None
-                for key in place if isinstance(place, dict) else ():
-                    if key not in known:
-                        prefix = f"{section}." if section else ""
-                        error = unknown("key", f"{prefix}{key}", (prefix + choice for choice in known))
-                        raise ValueError(f"{files[name]}: {error}")
+            _check_keys(files[name], given)
+
+
+def _check_keys(file: Path, given: Any) -> None:
+    """Whether a sweep's file, read, holds what it may, in the sections that it has."""
+    for section, known in SWEEP_FILE.items():
+        place = given
+        for part in filter(None, section.split(".")):
+            place = place.get(part) if isinstance(place, dict) else None
+        prefix = f"{section}." if section else ""
+        for key in place if isinstance(place, dict) else ():
+            if key not in known:
+                raise ValueError(f"{file}: {unknown('key', prefix + str(key), (prefix + choice for choice in known))}")
 
 
 def _check_shadowed(arguments: list[str]) -> None:
