@@ -184,9 +184,9 @@ def tiling(batch: int, heads: int, length: int, widest: int, dtype: torch.dtype,
         block = bucket(length, 16, 32 if widest <= 32 and not after else 16)
         return {"ROWS": 1, "BM": block, "BN": block, "num_warps": 8 if after and widest > 32 else 4, "num_stages": 1}
     narrow = widest <= 16
-    one = 64 < length <= 128  # block: the whole sequence
-    block = bucket(length, 16, (32 if widest > 64 else 64) if after else (64 if narrow and not one else 128))
-    wide = 64 if narrow and not after and not one else 32
+    short = narrow and not 64 < length <= 128  # blocks of 64 tokens, but for what one block of 128 holds
+    block = bucket(length, 16, (32 if widest > 64 else 64) if after else (64 if short else 128))
+    wide = 64 if short and not after else 32
     enough = narrow and batch * heads * triton.cdiv(length, block) >= 4 * PROGRAMS
     rows = (2 if after or dtype == torch.float16 else 4) if enough else 1  # fp16 scales rows of weights: registers
     warps = 8 if block * widest >= 2048 and not narrow else 4 if block > 32 else 2
