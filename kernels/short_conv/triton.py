@@ -117,32 +117,31 @@ def new_outputs(u: torch.Tensor, outputs: int) -> torch.Tensor:
     return u.new_empty(batch, outputs, length)
 
 
-def launch_forward(u, w, bias, dy, first: int, activation: str) -> torch.Tensor:
-    """Outputs `first` and on, as many as w has; or with dy their gradient before the activation."""
+def launch_forward(u, w, bias, dy, y: torch.Tensor, first: int, activation: str) -> None:
+    """Into y outputs `first` and on, as many as w has; or with dy their gradient before the activation."""
+    if words.forward(u, w, bias, dy, [y], first, activation):
+        return
     batch, channels, length = u.shape
-    outputs = w.shape[0]
-    y = new_outputs(u, outputs)
-    if words.forward(u, w, bias, dy, y, first, activation):
-        return y
     rows, tokens = tile(u, 2048)
-    grid = (batch, triton.cdiv(outputs, rows), triton.cdiv(length, tokens))
+    grid = (batch, triton.cdiv(w.shape[0], rows), triton.cdiv(length, tokens))
     dy_like = y if dy is None else dy
     forward_kernel[grid](
-        u, w, bias, dy, y, channels, outputs, length, first, *u.stride(), *dy_like.stride(), *y.stride(),
+        u, w, bias, dy, y, channels, w.shape[0], length, first, *u.stride(), *dy_like.stride(), *y.stride(),
         K=w.shape[1], ACTIVATION=activation, SLOPE=dy is not None, BIAS=bias is not None,
         FAR=far(u, dy_like, y), BC=rows, BT=tokens,
     )  # fmt: skip
-    return y
 
 
 def streams_of(u, w, bias, dys: Sequence[torch.Tensor | None], activation: str) -> list[torch.Tensor]:
-    """`launch_forward` of each stream."""
+    """The outputs, a tensor a stream, in one launch where that can be; or with dys their gradients before the
+    activation."""
     outputs = w.shape[0] // len(dys)
-    ws, biases = w.split(outputs), [None] * len(dys) if bias is None else bias.split(outputs)
-    return [
-        launch_forward(u, w, bias, dy, s * outputs, activation)
-        for s, (w, bias, dy) in enumerate(zip(ws, biases, dys, strict=True))
-    ]
+    ys = [new_outputs(u, outputs) for _ in dys]
+    if any(dy is not None for dy in dys) or not words.forward(u, w, bias, None, ys, 0, activation):
+        ws, biases = w.split(outputs), [None] * len(dys) if bias is None else bias.split(outputs)
+        for s, given in enumerate(zip(ws, biases, dys, ys, strict=True)):
+            launch_forward(u, *given, s * outputs, activation)
+    return ys
 
 
 @operator("mad::short_conv")

@@ -23,6 +23,7 @@ WIDEST = LANES + 1  # taps
 PROGRAMS = 132 * 16  # of the backward: what fills an H100
 ALONE, ALIGNED, ANYWHERE = (tl.constexpr(n) for n in range(3))  # sequences in a row: one; beginning with words; or not
 WORDS = 512  # a program takes at a time
+REPEATS = (1, 2, 4)  # outputs of a channel that a program can have
 
 
 def words(x: torch.Tensor) -> torch.Tensor | None:
@@ -81,13 +82,13 @@ def _past(here, before, n, L, LANE: tl.constexpr, J: tl.constexpr, ROWS: tl.cons
 
 @triton.jit
 def forward_kernel(
-    u, w, bias, dy, y,
-    N, H, L, FIRST, u_b, u_h, dy_b, dy_h, y_b, y_h,
-    K: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, BIAS: tl.constexpr,
-    ROWS: tl.constexpr, TYPE: tl.constexpr, BW: tl.constexpr,
+    u, w, bias, dy, y0, y1, y2,
+    N, H, C, L, FIRST, u_b, u_h, dy_b, dy_h, y_b, y_h,
+    R: tl.constexpr, STREAMS: tl.constexpr, K: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
+    BIAS: tl.constexpr, ROWS: tl.constexpr, TYPE: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
-    """y = activation(conv), or where SLOPE the gradient before the activation, dy * activation'(conv). Output h reads
-    channel (FIRST + h) mod H."""
+    """y = activation(conv), or where SLOPE the gradient before the activation, dy * activation'(conv). A program has
+    outputs h + r H, r < R, which read channel (FIRST + h) mod H; the streams are of C of them each."""
     h = tl.program_id(1)
     b = tl.program_id(2).to(tl.int64)
     n = tl.program_id(0) * BW + tl.arange(0, BW)
@@ -95,23 +96,30 @@ def forward_kernel(
     follows, _ = _ends(n, N, L, ROWS)
     here = tl.load(row, mask=n < N, other=0)
     before = tl.load(row - 1, mask=follows, other=0)
-    offset = 0.0
-    if BIAS:
-        offset = tl.load(bias + h).to(tl.float32)
-    if SLOPE:
-        gradient = tl.load(dy + b * dy_b + h.to(tl.int64) * dy_h + n, mask=n < N, other=0)
-    out = tl.zeros((BW,), tl.int64)
-    for i in tl.static_range(4):
-        z = tl.zeros((BW,), tl.float32) + offset
-        for j in tl.static_range(K):
-            tap = tl.load(w + h * K + (K - 1 - j)).to(tl.float32)
-            z += tap * _past(here, before, n, L, i, j, ROWS, TYPE)
+    for r in tl.static_range(R):
+        output = (h + r * H).to(tl.int64)
+        offset = 0.0
+        if BIAS:
+            offset = tl.load(bias + output).to(tl.float32)
         if SLOPE:
-            z = _token(gradient, gradient, i, TYPE) * slope(z, ACTIVATION)
-        else:
-            z = activate(z, ACTIVATION)
-        out |= _place(z, i, TYPE)
-    tl.store(y + b * y_b + h.to(tl.int64) * y_h + n, out, mask=n < N)
+            gradient = tl.load(dy + b * dy_b + output * dy_h + n, mask=n < N, other=0)
+        out = tl.zeros((BW,), tl.int64)
+        for i in tl.static_range(4):
+            z = tl.zeros((BW,), tl.float32) + offset
+            for j in tl.static_range(K):
+                tap = tl.load(w + output * K + (K - 1 - j)).to(tl.float32)
+                z += tap * _past(here, before, n, L, i, j, ROWS, TYPE)
+            if SLOPE:
+                z = _token(gradient, gradient, i, TYPE) * slope(z, ACTIVATION)
+            else:
+                z = activate(z, ACTIVATION)
+            out |= _place(z, i, TYPE)
+        y = y0 + output * y_h
+        if STREAMS > 1 and output >= C:
+            y = y1 + (output - C) * y_h
+        if STREAMS > 2 and output >= 2 * C:
+            y = y2 + (output - 2 * C) * y_h
+        tl.store(y + b * y_b + n, out, mask=n < N)
 
 
 @triton.jit
@@ -217,16 +225,20 @@ def padded(streams: list[torch.Tensor]) -> list[torch.Tensor]:
     return streams + streams[:1] * (STREAMS - len(streams))
 
 
-def forward(u, w, bias, dy, y: torch.Tensor, first: int, activation: str) -> bool:
-    """Into y the convolution, or with dy the gradient before the activation; False where words do not fit."""
-    rows = rows_of(w, u, y, y if dy is None else dy)
+def forward(u, w, bias, dy, ys: list[torch.Tensor], first: int, activation: str) -> bool:
+    """Into ys, the streams, the convolution, or with dy the gradient before the activation, of one of them; False where
+    words do not fit. Of several streams, or several outputs a channel, all are computed by one launch."""
+    channels, outputs = u.shape[1], w.shape[0]
+    repeats = outputs // channels if outputs % channels == 0 and first == 0 else 1
+    rows = rows_of(w, u, *ys, *([] if dy is None else [dy])) if repeats in REPEATS else []
     if not rows or rows[0].shape[0] > MOST:  # the plain kernel has the batch on the grid's first axis
         return False
-    x, out, extra = rows
+    x, out = rows[:2]
+    extra = rows[-1]
     chosen = options(u, w, x)
-    forward_kernel[(triton.cdiv(x.shape[2], chosen["BW"]), out.shape[1], x.shape[0])](
-        x, w, bias, extra, out, x.shape[2], u.shape[1], u.shape[2], first,
-        *x.stride()[:2], *extra.stride()[:2], *out.stride()[:2],
+    forward_kernel[(triton.cdiv(x.shape[2], chosen["BW"]), outputs // repeats, x.shape[0])](
+        x, w, bias, extra, *padded(rows[1 : 1 + len(ys)]), x.shape[2], channels, ys[0].shape[1], u.shape[2], first,
+        *x.stride()[:2], *extra.stride()[:2], *out.stride()[:2], R=repeats, STREAMS=len(ys),
         ACTIVATION=activation, SLOPE=dy is not None, BIAS=bias is not None, **chosen,
     )  # fmt: skip
     return True
@@ -236,7 +248,7 @@ def backward(u, w, dz: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor] 
     """du, and dw with dbias as one more column (r H, K + 1), fp32; None where words do not fit the tensors. `dz`: of
     the streams, of the same strides."""
     du, repeats = torch.empty_like(u), w.shape[0] // u.shape[1]
-    rows = rows_of(w, u, du, *dz) if repeats in (1, 2, 4) else []
+    rows = rows_of(w, u, du, *dz) if repeats in REPEATS else []
     if not rows:
         return None
     x, out, *gradients = rows

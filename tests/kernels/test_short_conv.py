@@ -272,9 +272,9 @@ def test_more_sequences_than_a_grid_holds(monkeypatch):
 
     u, w = torch.randn(3, 2, 8, dtype=torch.float16, device=HERE), torch.randn(2, 3, dtype=torch.float16, device=HERE)
     y = torch.empty_like(u)
-    assert words.forward(u, w, None, None, y, 0, "none")
+    assert words.forward(u, w, None, None, [y], 0, "none")
     monkeypatch.setattr(words, "MOST", 2)
-    assert not words.forward(u, w, None, None, y, 0, "none")
+    assert not words.forward(u, w, None, None, [y], 0, "none")
     torch.testing.assert_close(kernels.short_conv(u, w, backend="triton"), y)
 
 
@@ -288,3 +288,18 @@ def test_is_a_well_formed_operator():
         w = torch.randn(3 * repeats, width, device=HERE)
         dys = [torch.randn(2, repeats, 9, device=HERE) for _ in range(3)]
         torch.library.opcheck(triton.gradients, (u.detach(), w, None, dys, "none"))
+
+
+@pytest.mark.parametrize("repeats, streams, launches", [(4, 3, 1), (1, 3, 1), (2, 1, 1), (3, 3, 3)])
+def test_streams_are_one_launch_where_that_can_be(monkeypatch, repeats, streams, launches):
+    """A channel is then read once for all the outputs that read it."""
+    from kernels.short_conv import words
+
+    u = torch.randn(2, 6, 8, dtype=torch.float16, device=HERE)
+    w, bias = torch.randn(repeats * 6, 3, device=HERE), torch.randn(repeats * 6, device=HERE)
+    taken, forward = [], words.forward
+    monkeypatch.setattr(words, "forward", lambda *given: taken.append(forward(*given)) or taken[-1])
+    ys = kernels.short_conv_streams(u, w, bias, streams=streams, backend="triton")
+    assert sum(taken) == launches
+    for y, want in zip(ys, oracle(u.double(), w.double(), bias.double()).chunk(streams, dim=1), strict=True):
+        assert relative_error(y, want) < 2e-3
