@@ -9,6 +9,7 @@ from torch import nn
 import kernels
 from layers.base import Layer
 from mad.memory import enough_for
+from mad.models.positions import at_positions
 from mad.models.stack import Stack, new_norm
 from mad.registry import unknown
 
@@ -59,7 +60,7 @@ class LanguageModel(nn.Module):
 
     def logits(self, x: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
         if positions is not None:
-            x = x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+            x = at_positions(x, positions)
         return self.head(self.norm(x))
 
     def flops(self, length: int) -> int:

@@ -7,6 +7,8 @@ import torch
 
 import layers
 from mad import models
+from mad.determinism import algorithms
+from mad.models.positions import at_positions
 
 
 def test_language_model_is_causal():
@@ -47,6 +49,31 @@ def test_logits_at_some_positions_are_those_of_all():
         positions = torch.tensor([[3, 16], [0, 1], [5, 5]])
         want = m(tokens).gather(1, positions.unsqueeze(-1).expand(-1, -1, 11))
         assert torch.allclose(m(tokens, positions), want, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_gradient_of_vectors_at_positions_is_that_of_gather(dtype):
+    torch.manual_seed(0)
+    x = torch.randn(3, 9, 5, dtype=dtype, requires_grad=True)
+    positions = torch.tensor([[8, 0, 3], [1, 2, 7], [5, 5, 4]])
+    with algorithms(True):
+        y = at_positions(x, positions)
+    want = x.gather(1, positions.unsqueeze(-1).expand(-1, -1, 5))
+    dy = torch.randn_like(y)
+    assert torch.equal(y, want)
+    assert torch.equal(*(torch.autograd.grad(out, x, dy)[0] for out in (y, want))) and "AtPositions" in y.grad_fn.name()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_vectors_at_positions_are_put_back_without_sorting():
+    x = torch.randn(64, 128, 32, device="cuda", requires_grad=True)
+    positions = torch.rand(64, 128, device="cuda").argsort(1)[:, :48]
+    with algorithms(True), torch.profiler.profile() as profile:
+        torch.autograd.grad(at_positions(x, positions).sum(), x)
+        torch.cuda.synchronize()
+    kernels = [event.key for event in profile.key_averages() if event.self_device_time_total]
+    assert kernels and not any("sort" in name.lower() for name in kernels), kernels
 
 
 def test_auto_encoder_decodes_the_last_vector_alone():
