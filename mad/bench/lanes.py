@@ -1,15 +1,17 @@
 """How fast runs train, in each way of running them: eager, captured, compiled, and several at once.
 
-In-context recall with the MAD protocol's model and batch, all included: data, evaluation after every 100 steps,
-optimiser. A rate is steps between the first and the last evaluation of each run within the time given, after the first
-two. FLOPs are the model's own (forward, and twice that backward); bytes the least that a step must move: weights,
-gradients and moments once, the residual stream five times a layer. Both are also given as a share of what a large
-matrix product and a large copy reach on this device. `warm after` is when each run had been evaluated twice: data,
-compilation, capture, 200 steps.
+Tasks of the MAD protocol with its model and batch, all included: data, optimiser, evaluation after every epoch, which
+is 100 steps, and in memorization two. They differ: in recall every token trains, in selective copying few are scored,
+compression has a decoder. A rate is steps between the first and the last evaluation of each run within the time given,
+after the first two. FLOPs are the model's own (forward, and twice that backward); bytes the least that a step must
+move: weights, gradients and moments once, the residual stream five times a layer. Both are also given as a share of
+what a large matrix product and a large copy reach on this device. `warm after` is when each run had been evaluated
+twice: data, compilation, capture, 200 steps.
 """
 
 import argparse
 import itertools
+import math
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -22,13 +24,15 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from mad import ROOT, training
+from mad import ROOT, tasks, training
 from mad.config import Run
 from mad.registry import unknown
 from mad.training.prepare import build_task, cost
 
 MODES = ("eager", "captured", "compiled")
 LENGTHS = (32, 128, 1024)
+BASELINES = {name: options for name, options in reversed(tasks.settings("mad"))}  # the first setting of each task
+TASK = "in_context_recall"
 LANES = (1, 2, 4, 8, 16)
 WARM = 2  # evaluations of a run before it counts
 
@@ -43,12 +47,14 @@ class Rate:
     bytes: float  # a second
     warm_up: float
     memory: float
+    evaluated: float  # batches, a step
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m mad.bench lanes", description=__doc__)
     parser.add_argument("arch", nargs="?", help="arch=NAME[,NAME...] of conf/arch (attention and hyena)")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="tokens (32 128 1024)")
+    parser.add_argument("--tasks", nargs="+", choices=BASELINES, default=[TASK], metavar="TASK", help=f"({TASK})")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="(all)")
     parser.add_argument("--lanes", type=int, nargs="+", default=LANES, help="of captured and compiled (1 2 4 8 16)")
     parser.add_argument("--seconds", type=float, default=3.0, help="timed, each (3)")
@@ -58,33 +64,43 @@ def main(argv: list[str]) -> None:
     if min(args.lanes) < 1 or min(args.lengths) < 4 or args.seconds <= 0:
         parser.error("--lanes must be at least 1, --lengths at least 4 (two pairs to recall), --seconds above 0")
     archs = chosen(args.arch, ("attention", "hyena"))
+    asked = [baseline(parser, name, length) for name in args.tasks for length in args.lengths]
     console, rows = Console(highlight=False), []
     name = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
     product, copy = peaks(args.device)
     console.print(f"{name}: a large product {product / 1e12:.2f} TFLOP/s, a large copy {copy / 1e12:.2f} TB/s")
     modes = args.modes if args.device == "cuda" else ["eager"]
-    for arch, length, mode in [(a, n, m) for a in archs for n in args.lengths for m in modes]:
+    for arch, task, mode in itertools.product(archs, asked, modes):
         for lanes in [1] if mode == "eager" else args.lanes:
+            what = f"{arch['name']:26} {task['name']:23} T {task['seq_len']:<5} {mode:9} {lanes:2} lanes"
             try:
-                rate = measure(arch, length, mode, lanes, args.seconds, args.device)
+                rate = measure(arch, task, mode, lanes, args.seconds, args.device)
             except MemoryError as error:
-                console.print(f"{arch['name']:26} T {length:<5} {mode:9} {lanes:2} lanes {error}", soft_wrap=True)
+                console.print(f"{what} {error}", soft_wrap=True)
                 break
             shown = f"{rate.step_ms:8.3f} ms a step, {rate.tokens / 1e6:6.2f} M tokens/s"
             share = f"{rate.flops / product:5.1%} of the product, {rate.bytes / copy:5.1%} of the copy"
             setup = f"warm after {rate.warm_up:.1f} s, {rate.memory:.1f} GB"
-            console.print(
-                f"{arch['name']:26} T {length:<5} {mode:9} {lanes:2} lanes {shown}, {share}, {setup}", soft_wrap=True
-            )
-            row = {"arch": arch["name"], "length": length, "mode": mode, "lanes": lanes, **vars(rate)}
-            rows.append(row | {"device": name, "torch": torch.__version__})
+            console.print(f"{what} {shown}, {share}, {setup}", soft_wrap=True)
+            row = {"arch": arch["name"], "task": task["name"], "length": task["seq_len"], "mode": mode, "lanes": lanes}
+            rows.append(row | vars(rate) | {"device": name, "torch": torch.__version__})
             if args.csv:  # after each: a session may end
                 write(Path(args.csv), rows)
     console.print(summary(rows))
 
 
-def measure(arch: dict[str, Any], length: int, mode: str, lanes: int, seconds: float, device: str) -> Rate:
-    """The rate of `lanes` runs of `arch` (keys of conf/arch) at once.
+def baseline(parser: argparse.ArgumentParser, name: str, length: int) -> dict[str, Any]:
+    """The MAD protocol's first setting of a task, at another length."""
+    options = {key: value for key, value in BASELINES[name].items() if key != "num_train"} | {"seq_len": length}
+    try:
+        tasks.build(name, **options)
+    except ValueError as error:
+        parser.error(f"--tasks {name} --lengths {length}: {error}")
+    return {"name": name, **options}
+
+
+def measure(arch: dict[str, Any], task: dict[str, Any], mode: str, lanes: int, seconds: float, device: str) -> Rate:
+    """The rate of `lanes` runs of `arch` (keys of conf/arch) at once, on `task` (its name and options).
 
     Raises:
         MemoryError: they do not fit into the device's memory.
@@ -93,7 +109,7 @@ def measure(arch: dict[str, Any], length: int, mode: str, lanes: int, seconds: f
     sizes = {"num_train": 1280, "num_test": 128} if few else {}
     if device == "cpu":
         sizes, lanes = {"num_train": 512, "num_test": 128}, 1
-    run = new_run(arch, length, mode, device, **sizes)
+    run = new_run(arch, task, mode, device, **sizes)
     runs = [replace(run, seed=seed) for seed in range(lanes)]
     times: dict[int, list[tuple[float, int]]] = {seed: [] for seed in range(lanes)}
 
@@ -126,19 +142,20 @@ def measure(arch: dict[str, Any], length: int, mode: str, lanes: int, seconds: f
     rates = [(seen[-1][1] - seen[WARM][1]) / (seen[-1][0] - seen[WARM][0]) for seen in times.values()]
     ready = max(seen[1][0] for seen in times.values()) - began
     steps = sum(rates)
-    task = build_task(run)
-    model, batch, layers = cost(run, task), run.train.batch_size, len(run.arch.stack)
-    moved = 32 * model.params + 5 * 4 * layers * batch * task.input_length * run.arch.dim
+    built = build_task(run)
+    model, batch, layers = cost(run, built), run.train.batch_size, len(run.arch.stack)
+    moved = 32 * model.params + 5 * 4 * layers * batch * built.input_length * run.arch.dim
     memory = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
-    tokens = steps * batch * task.input_length
-    return Rate(1000 / steps, tokens, 3 * steps * batch * model.flops, steps * moved, ready, memory)
+    tokens = steps * batch * built.input_length
+    test, train = (math.ceil((number or 0) / batch) for number in (run.train.num_test, run.train.num_train))
+    return Rate(1000 / steps, tokens, 3 * steps * batch * model.flops, steps * moved, ready, memory, test / train)
 
 
-def new_run(arch: dict[str, Any], length: int, mode: str, device: str, **train: int) -> Run:
+def new_run(arch: dict[str, Any], task: dict[str, Any], mode: str, device: str, **train: int) -> Run:
     """A run of `arch` that does not end by itself."""
     return training.prepare(
         {
-            "task": {"name": "in_context_recall", "vocab_size": 16, "seq_len": length},
+            "task": task,
             "arch": arch,
             "train": {"epochs": 100_000, "stop_at": None} | train,
             "device": device,
@@ -185,13 +202,13 @@ def chosen(given: str | None, default: tuple[str, ...]) -> list[dict[str, Any]]:
 
 def summary(rows: list[dict[str, Any]]) -> Table:
     """The best of each way, and how many times the eager loop it is."""
-    table = Table("arch", "T", "eager ms", "best ms", "mode", "lanes", "M tokens/s", "times eager")
-    for (arch, length), group in itertools.groupby(rows, lambda row: (row["arch"], row["length"])):
+    table = Table("arch", "task", "T", "eager ms", "best ms", "mode", "lanes", "M tokens/s", "times eager")
+    for (arch, task, length), group in itertools.groupby(rows, lambda row: (row["arch"], row["task"], row["length"])):
         found = list(group)
         eager = next((row["step_ms"] for row in found if row["mode"] == "eager"), None)
         best = min(found, key=lambda row: row["step_ms"])
         table.add_row(
-            arch, str(length), f"{eager:.2f}" if eager else "", f"{best['step_ms']:.3f}", best["mode"],
+            arch, task, str(length), f"{eager:.2f}" if eager else "", f"{best['step_ms']:.3f}", best["mode"],
             str(best["lanes"]), f"{best['tokens'] / 1e6:.2f}", f"{eager / best['step_ms']:.1f}" if eager else "",
         )  # fmt: skip
     return table

@@ -1,6 +1,6 @@
 """Where a step's time goes: the kernels of a training step (on a CPU its operators), the dearest first.
 
-In-context recall with the MAD protocol's model and batch, as in `lanes`: a step takes its batch from the data, goes
+A task of the MAD protocol with its model and batch, as in `lanes`: a step takes its batch from the data, goes
 forward and backward and updates the weights; evaluations do not count. Kernels of compiled layers bear the names of the
 operations that were fused into them. On a GPU the sum may exceed the time of a step, as kernels overlap.
 """
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity
 
-from mad.bench.lanes import MODES, chosen, new_run
+from mad.bench.lanes import BASELINES, MODES, TASK, baseline, chosen, new_run
 from mad.config import Run
 from mad.training import data, host
 from mad.training.graphs import Graphs
@@ -28,6 +28,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m mad.bench profile", description=__doc__)
     parser.add_argument("arch", nargs="?", help="arch=NAME[,NAME...] of conf/arch (hyena)")
     parser.add_argument("--lengths", type=int, nargs="+", default=[128], help="tokens (128)")
+    parser.add_argument("--task", choices=BASELINES, default=TASK, metavar="TASK", help=f"({TASK})")
     parser.add_argument("--mode", choices=MODES, help="(compiled; on a CPU eager)")
     parser.add_argument("--steps", type=int, default=12, help="to average over (12: three graphs of four)")
     parser.add_argument("--top", type=int, default=25, help="rows (25)")
@@ -36,9 +37,10 @@ def main(argv: list[str]) -> None:
     if args.steps < 1 or args.top < 1:
         parser.error("--steps and --top must be at least 1")
     mode = args.mode or ("compiled" if args.device == "cuda" else "eager")
+    asked = [baseline(parser, args.task, length) for length in args.lengths]
     for arch in chosen(args.arch, ("hyena",)):
-        for length in args.lengths:
-            run = new_run(arch, length, mode, args.device, num_train=1280, num_test=128)
+        for task in asked:
+            run = new_run(arch, task, mode, args.device, num_train=1280, num_test=128)
             Console().print(table(run, *profile(run, args.steps), args.top))
 
 
@@ -82,8 +84,8 @@ def table(run: Run, ms: float, kernels: dict[str, tuple[float, float]], top: int
     total = sum(us for _, us in kernels.values())
     calls = sum(calls for calls, _ in kernels.values())
     title = (
-        f"{run.arch.name}, {run.arch.max_length} tokens, {run.mode}: {ms:.3f} ms a step; under the profiler "
-        f"{calls:.0f} {'kernels' if run.device == 'cuda' else 'operators'}, {total / 1000:.3f} ms"
+        f"{run.arch.name}, {run.task['name']}, {run.arch.max_length} tokens, {run.mode}: {ms:.3f} ms a step; under the "
+        f"profiler {calls:.0f} {'kernels' if run.device == 'cuda' else 'operators'}, {total / 1000:.3f} ms"
     )
     shown = Table("us a step", "share", "calls", "name", title=title)
     for name, row in sorted(kernels.items(), key=lambda item: -item[1][1])[:top]:

@@ -38,7 +38,7 @@ def test_a_profile_names_what_a_step_spends_its_time_on(capsys):
     given = ["arch=attention", "--lengths", "16", "--steps", "2", "--top", "200", "--device", "cpu"]
     profile.main(given)
     out = capsys.readouterr().out
-    assert "attention, 16 tokens, eager" in out
+    assert "attention, in_context_recall, 16 tokens, eager" in out
     (row,) = [line for line in out.splitlines() if "aten::_fused_adamw_" in line]
     assert "1.0" in row  # once a step
 
@@ -63,10 +63,26 @@ def test_sizes_that_nothing_can_be_measured_with(capsys, main, given, said):
 
 
 def test_a_score_card_in_steps_and_tokens():
-    steps, tokens = protocol.work()
-    assert sorted(steps) == [32, 64, 128, 256, 512, 1024]
-    assert steps[1024] == 6 * 200 * 100 * 4  # four tasks have a setting of that length
-    assert tokens == pytest.approx(1.8e11, rel=0.02)
+    works = protocol.score_card()
+    assert sum(work.runs for work in works) == 396
+    assert sum(work.tokens for work in works) == pytest.approx(1.8e11, rel=0.02)
+    recall, copying = (work for work in works if work.task["seq_len"] == 1024)
+    assert (recall.scored, copying.scored) == (None, 16)
+    assert recall.steps == 6 * 200 * 100 * 3  # in-context, noisy and fuzzy recall have a setting of that length each
+    assert copying.evaluated == 6 * 200 * 10
+    assert {work.scored for work in works if work.task["seq_len"] == 256} == {None, 16, 32, 64, 96}
+
+
+def test_a_task_that_does_not_fit_its_length_is_refused_before_any_work(capsys):
+    with pytest.raises(SystemExit):
+        lanes.main(["arch=attention", "--tasks", "in_context_recall", "selective_copying", "--lengths", "16"])
+    assert "--tasks selective_copying --lengths 16:" in capsys.readouterr().err
+
+
+def test_another_task_is_measured_by_its_name(capsys):
+    given = ["arch=attention", "--tasks", "selective_copying", "--lengths", "40", "--seconds", "0.1", "--device", "cpu"]
+    lanes.main(given)
+    assert "attention                  selective_copying       T 40 " in capsys.readouterr().out
 
 
 def test_a_benchmark_that_does_not_exist_is_a_mistake_of_the_command(capsys, monkeypatch):
