@@ -101,9 +101,16 @@ def mixed(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.get_autocast_dtype(kind))
 
 
+def check_whole(**options: int) -> None:
+    """Raise ValueError for options that are not whole numbers of at least 1: `check_whole(window=window)`."""
+    for name, value in options.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
 def check_activation(name: str) -> None:
     """Raise ValueError unless it is one of ACTIVATIONS."""
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise unknown("activation", name, ACTIVATIONS)
 
 

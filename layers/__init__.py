@@ -14,23 +14,30 @@ from typing import Any
 
 from layers.base import ChannelMixer, Layer
 from mad.memory import enough_for
-from mad.registry import Registry
+from mad.registry import Registry, unknown
 
 __all__ = ["ChannelMixer", "Layer", "build", "names", "options", "register", "resolve"]
 
+KINDS = ("sequence", "channel")
 registry = Registry("layer")
 options = registry.options  # options("hyena") -> {"filter_order": 4, ...}
 
 
 def register(name: str, *, kind: str):
     """Class decorator: make a `Layer` buildable as `name`; `kind` is "sequence" or "channel"."""
-    if kind not in ("sequence", "channel"):
+    if kind not in KINDS:
         raise ValueError(f"kind of layer {name!r} must be 'sequence' or 'channel', got {kind!r}")
     return registry.register(name, kind=kind)
 
 
 def names(kind: str | None = None) -> list[str]:
-    """Names of the registered layers; `kind` is "sequence", "channel" or None for both."""
+    """Names of the registered layers; `kind` is "sequence", "channel" or None for both.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    if kind not in (None, *KINDS):
+        raise unknown("kind of layer", kind, KINDS)
     return registry.names(kind=kind)
 
 

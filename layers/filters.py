@@ -21,6 +21,9 @@ registry = Registry("filter")
 
 def build_filter(spec: str | Mapping[str, Any], channels: int, max_length: int, **defaults: Any) -> nn.Module:
     """Build the filter `spec`, a name or a mapping of name and options; `defaults` are the layer's own options."""
+    if not isinstance(spec, (str, Mapping)):
+        known = ", ".join(registry.names())
+        raise ValueError(f"a filter is a name or a mapping with the key 'name', got {spec!r}; there are: {known}")
     spec = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = spec.pop("name", None)
     known = registry.options(name) if name in registry.names() else {}
@@ -52,6 +55,7 @@ class ImplicitFilter(nn.Module):
     ):
         super().__init__()
         positive(filter_order=filter_order)
+        positive(emb_dim=emb_dim)
         if emb_dim < 3 or emb_dim % 2 == 0:
             raise ValueError(f"emb_dim must be odd and at least 3 (t, and cos and sin of each band), got {emb_dim}")
         t = torch.linspace(0, 1, max_length).unsqueeze(-1)  # (L, 1)

@@ -88,4 +88,4 @@ def convolution_step(past: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
 
 def fft_conv_flops(channels: int, length: int) -> int:
     """Nominal FLOPs of one long convolution by FFT, 10 L log2 L a channel, whatever algorithm runs."""
-    return round(10 * channels * length * math.log2(length))
+    return round(10 * channels * length * math.log2(max(1, length)))

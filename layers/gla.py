@@ -1,5 +1,6 @@
 """Gated linear attention: a linear attention whose state forgets, channel by channel, as the token says."""
 
+import math
 from typing import Any
 
 import torch
@@ -42,9 +43,11 @@ class GatedLinearAttention(Layer):
         self.num_heads, self.rank, self.temperature = num_heads, rank, temperature
         positive(rank=rank)
         for name, value in (("expand_k", expand_k), ("temperature", temperature)):
-            if not isinstance(value, (int, float)) or not value > 0:
+            if not isinstance(value, (int, float)) or not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a number above 0, got {value!r}")
         self.keys = round(expand_k * dim)
+        if not self.keys:
+            raise ValueError(f"expand_k={expand_k} leaves no key of dim={dim}; expected at least {1 / dim:.3g}")
         self.head_dim, self.key_dim = split_heads(dim, num_heads), split_heads(self.keys, num_heads, "expand_k dim")
         self.qkvg = nn.Linear(dim, 2 * self.keys + 2 * dim, bias=False)
         self.decay = nn.Sequential(nn.Linear(dim, rank, bias=False), nn.Linear(rank, self.keys))

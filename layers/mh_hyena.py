@@ -40,10 +40,7 @@ class MultiHeadHyena(Layer):
         kernel_size: int = 3,
     ):
         super().__init__(dim, max_length)
-        if dim % head_dim:
-            raise ValueError(f"head_dim={head_dim} does not divide dim={dim}")
-        self.num_heads = dim // head_dim
-        self.head_dim = split_heads(dim, self.num_heads)
+        self.head_dim, self.num_heads = head_dim, split_heads(dim, head_dim, option="head_dim")
         self.inputs = GatedProjection(dim, dim, groups=proj_groups, kernel_size=kernel_size)
         self.filter = build_filter(filter, self.num_heads, max_length, filter_order=filter_order)
         self.skip = nn.Parameter(torch.randn(self.num_heads))

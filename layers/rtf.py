@@ -125,7 +125,8 @@ class RTF(Layer):
         return self.out(nn.functional.gelu(y))
 
     def init_state(self, batch: int) -> tuple[torch.Tensor]:
-        """The last d_state values of u / (1 + a), (B, dim, N), newest first; the recurrence is computed here, once."""
+        """The last d_state values of u / (1 + a), (B, dim, N), newest first; the recurrence is computed here, once,
+        and `step` gives the filter no gradient."""
         self.frozen = self.filter.recurrence()
         return (kernels.wide(self.zeros(batch, self.dim, self.filter.d_state)),)
 

@@ -54,7 +54,7 @@ class Registry:
         return sorted(n for n, have in self._tags.items() if all(have.get(k) == v for k, v in wanted.items()))
 
     def get(self, name: Any) -> type:
-        if name not in self._classes:
+        if not isinstance(name, str) or name not in self._classes:
             raise unknown(self.noun, name, self._classes)
         return self._classes[name]
 

@@ -10,6 +10,8 @@ FEW = 256  # vectors up to which their gradient is a product with a one-hot matr
 
 def embedding(weight: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """See kernels.embedding."""
+    if tokens.dtype != torch.int32:  # torch looks up these two types alone
+        tokens = tokens.long()
     if weight.is_cuda and len(weight) <= FEW:
         return _Lookup.apply(weight, tokens)
     return F.embedding(tokens, weight)

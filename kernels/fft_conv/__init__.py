@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from kernels.checks import use_triton
+from kernels.checks import check_whole, use_triton
 from kernels.fft_conv import reference
 
 
@@ -25,8 +25,8 @@ def fft_conv(
         skip: (H,), a direct path beside the convolution.
         pre_gate, post_gate: (B, H, L).
         keep: drop all frequencies of the filter (skip included) but the lowest `keep`, of the power of two at least 2 L
-            that its FFT has: it then reaches into the future, too. (FlashFFTConv's frequency-sparse convolution.) From
-            half of the points on, all are kept.
+            that its FFT has: it then reaches into the future, too. (FlashFFTConv's frequency-sparse convolution.) More
+            than half of the points are all there are.
         backend: "auto" | "torch" | "triton".
 
     Returns:
@@ -46,8 +46,8 @@ def fft_conv(
             raise ValueError(f"expected {name} of u's shape {tuple(u.shape)}, got {tuple(gate.shape)}")
     if skip is not None and skip.shape != k.shape[:1]:
         raise ValueError(f"expected skip ({k.shape[0]},), got {tuple(skip.shape)}")
-    if keep is not None and keep < 1:
-        raise ValueError(f"keep must be a number of frequencies of at least 1, got {keep}")
+    if keep is not None:
+        check_whole(keep=keep)
     if k.shape[1] == 0:
         k = F.pad(k, (0, 1))
     runs = use_triton(backend, u, k, skip, pre_gate, post_gate)

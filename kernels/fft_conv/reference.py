@@ -29,18 +29,19 @@ def fft_conv(
     dtype = u.dtype
     length = u.shape[-1]
     with torch.autocast(u.device.type, enabled=False):
-        w, k = wide(u), wide(k[:, :length])
+        w = wide(u)
+        k = k[:, :length].to(w.dtype)
         if pre_gate is not None:
-            w = w * wide(pre_gate)
+            w = w * pre_gate.to(w.dtype)
         if skip is not None:  # the direct path is one more weight on tap 0
-            k = torch.cat([k[:, :1] + wide(skip).unsqueeze(-1), k[:, 1:]], dim=-1)
+            k = torch.cat([k[:, :1] + skip.to(w.dtype).unsqueeze(-1), k[:, 1:]], dim=-1)
         if not w.numel():
             y = w + k.sum()  # empty, and of no FFT
         elif keep is not None:
             y = by_low_frequencies(w, k, keep)
         else:
             y = by_toeplitz(w, k) if length <= TOEPLITZ_MAX else by_fft(w, k)
-        return (y if post_gate is None else y * wide(post_gate)).to(dtype)
+        return (y if post_gate is None else y * post_gate.to(y.dtype)).to(dtype)
 
 
 def by_toeplitz(u: torch.Tensor, k: torch.Tensor) -> torch.Tensor:

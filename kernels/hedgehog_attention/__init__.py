@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.checks import check_attention, use_triton
+from kernels.checks import check_attention, check_whole, use_triton
 from kernels.hedgehog_attention import reference
 
 
@@ -52,8 +52,8 @@ def hedgehog_attention(
             f"expected w_q and w_k ({heads}, {d}, f) for q {tuple(q.shape)}, got {tuple(w_q.shape)} and "
             f"{tuple(w_k.shape)}"
         )
-    if window is not None and window < 1:
-        raise ValueError(f"window must be at least 1 (the query's own key) or None, got {window}")
+    if window is not None:
+        check_whole(window=window)
     if mix is not None and window is None:
         raise ValueError("mix weighs a window against the features: it needs a window")
     if mix is not None and any(m.shape != (heads,) for m in mix):

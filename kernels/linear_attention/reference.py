@@ -35,7 +35,8 @@ def linear_attention(
         return causal(q, k, v, inner_products, lambda x: x, q.shape[-1], normalize=normalize, eps=eps)
     dtype = v.dtype
     with torch.autocast(v.device.type, enabled=False):
-        q, k, v = wide(q), wide(k), wide(v)
+        v = wide(v)
+        q, k = q.to(v.dtype), k.to(v.dtype)
         v = F.pad(v, (0, 1), value=1.0) if normalize else v
         shape = (*k.shape[:2], k.shape[3], v.shape[3])
         state = v.new_zeros(shape) if initial_state is None else initial_state.to(v.dtype)
@@ -62,7 +63,8 @@ def causal(
     """Attention whose weights are `scores(q, k)`, which are inner products of `features`."""
     dtype = v.dtype
     with torch.autocast(v.device.type, enabled=False):
-        q, k, v = wide(q), wide(k), wide(v)
+        v = wide(v)
+        q, k = q.to(v.dtype), k.to(v.dtype)
         if normalize:  # the sum of the weights is one more column of values
             v = F.pad(v, (0, 1), value=1.0)
         y = pairs_or_chunks(q, k, v, scores, features, num_features)

@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.checks import use_triton
+from kernels.checks import mixed, use_triton
 from kernels.monarch_matmul import reference
 
 
@@ -19,7 +19,8 @@ def monarch_matmul(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, *, backe
             1.2 to 3.1 times as long as torch's batched products (`python -m kernels.bench monarch_matmul`).
 
     Returns:
-        (..., s * l): output s of block l stands at s * l_blocks + l. Of x's type; sums in fp32.
+        (..., s * l): output s of block l stands at s * l_blocks + l. Of x's type, under autocast of its; sums in
+        fp32.
 
     Raises:
         ValueError: shapes that do not fit together, or an unknown backend.
@@ -31,6 +32,7 @@ def monarch_matmul(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, *, backe
     blocks, _, width = w1.shape
     if x.shape[-1] != blocks * width:
         raise ValueError(f"expected a last dimension of {blocks} x {width} = {blocks * width}, got {x.shape[-1]}")
+    x = mixed(x)
     if use_triton(backend, x, w1, w2, width=1, widest=0):
         from kernels.monarch_matmul import triton
 

@@ -42,7 +42,7 @@ def shared_prefix_attention(
     widest = 128 if q.dtype == torch.float32 else 256
     runs = use_triton(backend, *tensors, width=q.shape[-1], widest=widest, gradients=False)
     if not q.numel():
-        return q.clone()
+        return q + sum(t[:0].sum() for t in tensors)  # so that all have a gradient
     levels = [level if len(level) == 3 else (*level, None) for level in prefixes]
     if runs:
         from kernels.shared_prefix_attention import triton
@@ -65,7 +65,7 @@ def check(q, prefixes, suffix_k, suffix_v, suffix_lengths) -> None:
             f"expected suffixes ({batch}, U, Hkv, {d}) and suffix_lengths ({batch},) for q {tuple(q.shape)}, got "
             f"{tuple(suffix_k.shape)} and {tuple(suffix_lengths.shape)}"
         )
-    if query_heads % key_heads:
+    if not key_heads or query_heads % key_heads:
         raise ValueError(f"the {query_heads} query heads must be a multiple of the {key_heads} key heads")
     for i, level in enumerate(prefixes):
         if len(level) not in (2, 3):

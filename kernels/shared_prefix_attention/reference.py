@@ -25,15 +25,16 @@ def level(q, k, v, lengths) -> tuple[torch.Tensor, torch.Tensor]:
     there = None if lengths is None else torch.arange(size, device=q.device) < lengths.view(-1, 1)  # (S, P)
     if there is not None:  # unused slots may be anything, NaN too
         k, v = (torch.where(there.view(shared, size, 1, 1), t, 0.0) for t in (k, v))
-    scores = torch.einsum("sbnhgd,sphd->sbnhgp", rows, wide(k)) * d**-0.5
+    scores = torch.einsum("sbnhgd,sphd->sbnhgp", rows, k.to(rows.dtype)) * d**-0.5
     if there is not None:
         scores = scores.masked_fill(~there.view(shared, 1, 1, 1, 1, size), -torch.inf)
     if size == 0:
-        return torch.zeros_like(wide(q)), torch.full_like(wide(q)[..., 0], -torch.inf)
+        nothing = torch.zeros_like(wide(q)) + (k.sum() + v.sum() + q[:0].sum())  # so that all have a gradient
+        return nothing, torch.full_like(nothing[..., 0], -torch.inf)
     highest = scores.detach().amax(-1, keepdim=True)
     weight = torch.exp(scores - torch.where(highest == -torch.inf, 0.0, highest))
     total = weight.sum(-1)
     some = torch.where(total > 0, total, 1.0)
-    y = torch.einsum("sbnhgp,sphd->sbnhgd", weight / some.unsqueeze(-1), wide(v))
+    y = torch.einsum("sbnhgp,sphd->sbnhgd", weight / some.unsqueeze(-1), v.to(rows.dtype))
     lse = torch.where(total > 0, torch.log(some) + highest.squeeze(-1), -torch.inf)
     return y.flatten(3, 4).flatten(0, 1), lse.flatten(3, 4).flatten(0, 1)

@@ -50,8 +50,10 @@ def short_conv_streams(
     """
     if activation is not None:
         check_activation(activation)
-    if u.dim() != 3 or w.dim() != 2 or w.shape[0] % u.shape[1]:
+    if u.dim() != 3 or w.dim() != 2 or 0 in (u.shape[1], *w.shape) or w.shape[0] % u.shape[1]:
         raise ValueError(f"expected u (B, H, L) and w (r H, K), got {tuple(u.shape)} and {tuple(w.shape)}")
+    if bias is not None and bias.shape != w.shape[:1]:
+        raise ValueError(f"expected bias ({w.shape[0]},), got {tuple(bias.shape)}")
     if not 1 <= streams <= STREAMS or w.shape[0] % streams:
         raise ValueError(f"streams must be 1 to {STREAMS} and divide the {w.shape[0]} outputs, got {streams}")
     if use_triton(backend, u, w, bias):

@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.checks import check_attention, mixed, use_triton
+from kernels.checks import check_attention, check_whole, mixed, use_triton
 from kernels.sliding_attention import reference
 
 NARROW = 32  # heads up to which plain causal attention, in 16 bits, is faster here than flash attention (on an H100)
@@ -31,8 +31,7 @@ def sliding_attention(
         ValueError: shapes that do not fit together, a window below 1, or an unknown backend.
     """
     check_attention(q, k, v)
-    if window < 1:
-        raise ValueError(f"window must be at least 1 (the query's own key), got {window}")
+    check_whole(window=window)
     v = mixed(v)
     q, k = mixed(q).to(v.dtype), mixed(k).to(v.dtype)
     if window >= q.shape[2]:
@@ -79,7 +78,11 @@ def sliding_step(
             f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}, {tuple(position.shape)}"
         )
     slots = keys.shape[2] if keys.dim() == 4 else 0
-    if keys.shape != (*q.shape[:2], slots, q.shape[2]) or values.shape != (*v.shape[:2], slots, v.shape[2]):
+    if (
+        not slots
+        or keys.shape != (*q.shape[:2], slots, q.shape[2])
+        or values.shape != (*v.shape[:2], slots, v.shape[2])
+    ):
         raise ValueError(
             f"expected a cache of keys (B, H, window, {q.shape[2]}) and values (B, H, window, {v.shape[2]}), got "
             f"{tuple(keys.shape)} and {tuple(values.shape)}"

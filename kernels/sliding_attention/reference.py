@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from kernels.checks import wide
+
 
 def sliding_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> torch.Tensor:
     """See kernels.sliding_attention."""
@@ -24,13 +26,14 @@ def sliding_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window:
 
 def sliding_step(q, k, v, cache, position):
     """See kernels.sliding_step."""
-    window = cache[0].shape[2]
+    window, dtype = cache[0].shape[2], v.dtype
     slot = torch.arange(window, device=q.device)
     newest = (slot == (position % window).unsqueeze(1)).view(-1, 1, window, 1)  # (B, 1, W, 1)
-    keys = torch.where(newest, k.unsqueeze(2), cache[0])
-    values = torch.where(newest, v.unsqueeze(2), cache[1])
+    keys = torch.where(newest, k.unsqueeze(2).to(cache[0].dtype), cache[0])
+    values = torch.where(newest, v.unsqueeze(2).to(cache[1].dtype), cache[1])
     reached = (slot <= position.unsqueeze(1)).view(-1, 1, window, 1)
     # what was never written may be anything, NaN too
-    shown = (torch.where(reached, t, 0.0) for t in (keys, values))
-    y = F.scaled_dot_product_attention(q.unsqueeze(2), *shown, attn_mask=reached.transpose(2, 3))
-    return y.squeeze(2), (keys, values)
+    shown = (torch.where(reached, t, 0.0).to(wide(v).dtype) for t in (keys, values))
+    with torch.autocast(v.device.type, enabled=False):
+        y = F.scaled_dot_product_attention(q.unsqueeze(2).to(wide(v).dtype), *shown, attn_mask=reached.transpose(2, 3))
+    return y.squeeze(2).to(dtype), (keys, values)

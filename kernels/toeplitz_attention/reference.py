@@ -15,6 +15,7 @@ def toeplitz_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, taps: 
     """See kernels.toeplitz_attention."""
     length = q.shape[2]
     dtype = v.dtype
+    q, k = q.to(dtype), k.to(dtype)
     if length <= max(PAIRS_UPTO, q.shape[3] * v.shape[3]):
         return by_pairs(q, k, v, taps[:, :length]).to(dtype)
     return by_outer_products(q, k, v, taps).to(dtype)

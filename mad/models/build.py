@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import kernels
-from layers.base import Layer
+from layers.base import Layer, positive
 from mad.memory import enough_for
 from mad.models.positions import at_positions
 from mad.models.stack import Stack, new_norm
@@ -148,13 +148,14 @@ def build(
         stack: layers in the notation of `mad.models.notation`.
         head: "lm" or "autoencoder".
         norm: "rms" or "layer", before every layer and before the head.
-        init: of linear maps: "own", as each layer draws them; "normal", all of them N(0, 0.02) with zero biases, as the
-            MAD protocol's published code until 2025; "gpt2", the same, but those that end a branch of the stack smaller
-            by the square root of the number of branches (Radford et al. 2019), as Zoology's code.
+        init: of linear maps: "own", as each layer draws them; "normal", each nn.Linear and experts N(0, 0.02) with zero
+            biases, as the MAD protocol's published code until 2025; "gpt2", the same, but those that end a branch of
+            the stack smaller by the square root of the number of branches (Radford et al. 2019), as Zoology's code.
 
     Raises:
         ValueError: an unknown head, norm, init, layer or option, or sizes that do not fit, be it into memory.
     """
+    positive(dim=dim, vocab_size=vocab_size, max_length=max_length)
     if head not in HEADS:
         raise unknown("head", head, HEADS)
     if init not in INITS:

@@ -26,7 +26,7 @@ def cost(model: Any, length: int) -> Cost:
     Raises:
         ValueError: no token, or more than the model was built for.
     """
-    if not 1 <= length <= model.embedding.max_length:
+    if not isinstance(length, int) or not 1 <= length <= model.embedding.max_length:
         raise ValueError(f"expected a length from 1 to max_length={model.embedding.max_length} tokens, got {length}")
     params, embedding = _trained(model), model.embedding
     tied = model.head.weight is embedding.tokens.weight

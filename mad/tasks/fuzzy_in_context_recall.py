@@ -37,9 +37,9 @@ class FuzzyInContextRecall(Task):
                     f"{name}={motif} needs as many different tokens, but vocab_size={vocab_size} leaves {ids}; "
                     f"expected {name} of at most {ids}, or vocab_size of at least {2 * motif + (name == 'k_motif')}"
                 )
+        at_least(2 * (k_motif + v_motif) + 1, "twice the longest pair, and one", seq_len=seq_len)
         if (self.num_keys + 1) ** k_motif * 2 * seq_len >= 2**63:  # see draw.runs
             raise ValueError(f"k_motif={k_motif} of {self.num_keys} ids is too many keys to count with 64 bits")
-        at_least(2 * (k_motif + v_motif) + 1, "twice the longest pair, and one", seq_len=seq_len)
         super().__init__(vocab_size=vocab_size, seq_len=seq_len)
         self.k_motif, self.v_motif = k_motif, v_motif
 

@@ -59,6 +59,8 @@ class Text(Task):
     ):
         at_least(1, seq_len=seq_len)
         number(0, 1, held_out=held_out)
+        if path == "":
+            raise ValueError("path is empty; expected a file, a folder, a glob, or null for the standard library")
         self.path, self.held_out = None if path is None else str(path), held_out
         corpus = _corpus(_files(self.path))
         self._corpus = corpus

@@ -58,6 +58,8 @@ def load(task: Any, num: int, seed: int, split: str, device: str, room: int = 0)
     shares = [share or 1 for _, share in parts]
     edges = [round(num * sum(shares[:i]) / sum(shares)) for i in range(len(parts) + 1)]
     counts = [max(1, stop - start) for start, stop in zip(edges, edges[1:], strict=False)]
+    while sum(counts) > max(num, len(counts)):  # what went to parts that had none
+        counts[counts.index(max(counts))] -= 1
     sample = _sample if task.is_corpus else _kept  # runs of text differ in size, and several corpora fill a memory
     room = room if task.head == "lm" else 0
     return [

@@ -129,7 +129,7 @@ def test_bad_input():
     q, k, v, w_q, w_k = example(1, 2, 8, 16, 16, 8).values()
     with pytest.raises(ValueError, match=r"expected w_q and w_k \(2, 16, f\)"):
         hedgehog_attention(q, k, v, w_q[:1], w_k[:1])
-    with pytest.raises(ValueError, match="window must be at least 1"):
+    with pytest.raises(ValueError, match="window must be a whole number of at least 1"):
         hedgehog_attention(q, k, v, w_q, w_k, window=0)
     with pytest.raises(ValueError, match="it needs a window"):
         hedgehog_attention(q, k, v, w_q, w_k, mix=(torch.ones(2), torch.ones(2)))

@@ -91,7 +91,7 @@ def test_is_a_well_formed_operator():
 
 def test_bad_input():
     q = torch.randn(1, 2, 8, 16)
-    with pytest.raises(ValueError, match="window must be at least 1"):
+    with pytest.raises(ValueError, match="window must be a whole number of at least 1"):
         sliding_attention(q, q, q, 0)
     with pytest.raises(ValueError, match=r"expected q, k \(B, H, T, d\)"):
         sliding_attention(q, q[:, :1], q, 3)

@@ -1,6 +1,7 @@
 """What every registered layer promises, whoever wrote it: a new layer is tested here without an edit."""
 
 import copy
+import math
 import warnings
 
 import pytest
@@ -204,6 +205,46 @@ def test_bf16_throughout(spec):
 def test_an_unknown_option_is_refused(name):
     with pytest.raises(ValueError, match=f"unknown option of layer '{name}': 'no_such_option'"):
         layers.build({"name": name, "no_such_option": 1}, DIM, LENGTH)
+
+
+ODD = [None, "x", -1, 0, 2.5, 1e-6, math.inf, math.nan, [], {}, True]
+
+
+@pytest.mark.parametrize("name", layers.names())
+@pytest.mark.filterwarnings("error")
+def test_an_option_is_refused_or_works(name):
+    """Before any work: what is built can be used."""
+    for option in layers.options(name):
+        for value in ODD:
+            try:
+                layer = layers.build({"name": name, option: value}, DIM, LENGTH)
+            except ValueError:
+                continue
+            layer(torch.randn(1, 4, DIM))
+
+
+@pytest.mark.parametrize(
+    "spec, said",
+    [
+        ({"name": "gla", "expand_k": 0.001}, "expand_k=0.001 leaves no key of dim=16; expected at least 0.0625"),
+        ({"name": "mh_hyena", "head_dim": 5}, "head_dim=5 does not divide dim=16; the nearest that does is 4"),
+        ({"name": "hyena", "filter": None}, "a filter is a name or a mapping with the key 'name', got None"),
+    ],
+)
+def test_what_an_option_should_have_been(spec, said):
+    with pytest.raises(ValueError, match=said):
+        layers.build(spec, 16, 8)
+
+
+@pytest.mark.parametrize("name", layers.names())
+def test_no_tokens_cost_nothing(name):
+    layer = layers.build(name, DIM, LENGTH)
+    assert layer.flops(0) >= 0 and layer.state_size(0) >= 0
+
+
+def test_a_kind_that_does_not_exist():
+    with pytest.raises(ValueError, match=r"unknown kind of layer 'sequnce' \(did you mean 'sequence'\?\)"):
+        layers.names("sequnce")
 
 
 @pytest.mark.parametrize("spec", ["mlp", {"name": "mamba", "rank": 2}, "dense_hyena_experts"])

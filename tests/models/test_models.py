@@ -41,6 +41,13 @@ def test_a_stack_s_step_too_many_is_refused():
         stack.step(x_t, state)
 
 
+@pytest.mark.parametrize("size", ["dim", "vocab_size", "max_length"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "16", None])
+def test_sizes_are_whole_numbers(size, value):
+    with pytest.raises(ValueError, match=f"^{size} must be a whole number of at least 1, got {value!r}"):
+        models.build("mlp", **{"dim": 8, "vocab_size": 5, "max_length": 6} | {size: value})
+
+
 def test_logits_at_some_positions_are_those_of_all():
     torch.manual_seed(0)
     for head in ("lm", "autoencoder"):

@@ -40,6 +40,13 @@ def same(a, b):
     }
 
 
+def test_a_few_sequences_of_a_mixture_are_shared_out():
+    lengths = [(8, 100), (10, 20), (12, 20), (14, 20), (16, 20)]
+    task = tasks.build("mqar", vocab_size=32, segments=[[length, 2, number] for length, number in lengths])
+    assert [len(part) for part in load(task, 6, 0, "train", "cpu")] == [2, 1, 1, 1, 1]
+    assert [len(part) for part in load(task, 18, 0, "train", "cpu")] == [10, 2, 2, 2, 2]
+
+
 def test_the_same_run_gives_the_same_bits():
     first = training.train(tiny())
     training.train(tiny(seed=1))  # another run in between
