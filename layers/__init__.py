@@ -8,7 +8,9 @@ To add one, put a file here (or name it as a plugin) with a class under `@layers
 """
 
 import importlib
+import pathlib
 import pkgutil
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,6 +75,12 @@ def build(spec: str | Mapping[str, Any], dim: int, max_length: int) -> Layer:
         if name in names() and repr(name) not in str(error):
             raise ValueError(f"layer {name!r}: {error}") from error
         raise
+    except Exception as error:
+        if registry.get(name).__module__.startswith("layers."):
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{pathlib.Path(place.filename).name}, line {place.lineno}"
+        raise ValueError(f"layer {name!r}: {type(error).__name__}: {error} ({where})") from error
 
 
 for _module in pkgutil.iter_modules(__path__):

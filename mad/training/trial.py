@@ -1,0 +1,53 @@
+"""Layers of a user's own, tried before anything trains: a layer that sees later tokens would win every board.
+
+Those in `layers/` have their contract tests. One that cannot run here, because it needs a GPU, is left to its run.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from layers import Layer
+
+LONGEST = 512  # tokens that are tried
+CHANGE = 1e-3  # of earlier outputs, relative to their size, beyond what rounding makes
+
+
+def try_layers(stack: Any, length: int) -> None:
+    """Raise ValueError for a layer of a stack, from outside of `layers/`, whose output has another shape than its
+    input, or that is causal by its word alone."""
+    for layer in own(stack.layers):
+        name, length = type(layer).__name__, min(length, LONGEST)
+        x = torch.randn(2, length, layer.dim)
+        others = {
+            first: torch.cat([x[:, :first], torch.randn_like(x[:, first:])], 1) for first in (length // 2, length - 1)
+        }
+        training, _ = layer.training, layer.eval()
+        try:
+            with torch.no_grad():
+                y, changed = layer(x), {first: layer(other) for first, other in others.items()}
+        except Exception:
+            continue
+        finally:
+            layer.train(training)
+        if getattr(y, "shape", None) != x.shape:
+            got = tuple(y.shape) if isinstance(y, torch.Tensor) else type(y).__name__
+            raise ValueError(f"{name} makes {got} of an input {tuple(x.shape)}; expected the same shape (B, T, dim)")
+        for first, other in changed.items() if layer.causal else ():
+            seen = (other - y)[:, :first].abs().amax((0, 2)) > CHANGE * y.abs().max()
+            if seen.any():
+                raise ValueError(
+                    f"{name} looks ahead: its output at token {int(seen.nonzero()[0])} of {length} changes with those "
+                    f"from token {first} on; expected a causal layer, or `causal = False` in its class (then it fits "
+                    "the head 'autoencoder' only)"
+                )
+
+
+def own(branches: Any) -> Iterator[Layer]:
+    """The layers that are not from `layers/`, those side by side too."""
+    for layer in branches:
+        if hasattr(layer, "branches"):
+            yield from own(layer.branches)
+        elif type(layer).__module__.partition(".")[0] not in ("layers", "mad"):
+            yield layer

@@ -1,0 +1,92 @@
+"""Layers of a user's own are tried before they train: what looks ahead, or has another shape, is refused."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import layers
+from mad import training
+from mad.models.stack import Parallel
+from mad.training.trial import try_layers
+
+
+class Looking(layers.Layer):
+    """The mean of a token and the next one."""
+
+    def forward(self, x):
+        return (x + torch.cat([x[:, 1:], x[:, :1]], dim=1)) / 2
+
+
+class Shorter(layers.Layer):
+    def forward(self, x):
+        return x[:, 1:]
+
+
+class Causal(layers.Layer):
+    def __init__(self, dim, max_length):
+        super().__init__(dim, max_length)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.dropout(x.cumsum(1))
+
+
+class ForGPUs(layers.Layer):
+    def forward(self, x):
+        raise RuntimeError("needs CUDA tensors")
+
+
+class Outspoken(Looking):
+    causal = False
+
+
+def attempt(*branches, length=12):
+    try_layers(SimpleNamespace(layers=branches), length)
+
+
+def test_what_looks_ahead_is_refused():
+    with pytest.raises(
+        ValueError, match=r"^Looking looks ahead: its output at token 5 of 12 changes with those from token 6 on"
+    ):
+        attempt(Causal(4, 12), Looking(4, 12))
+    with pytest.raises(ValueError, match="^Looking looks ahead"):
+        attempt(Parallel(4, 12, [Causal(4, 12), Looking(4, 12)]))
+
+
+def test_another_shape_is_refused():
+    with pytest.raises(
+        ValueError, match=r"^Shorter makes \(2, 11, 4\) of an input \(2, 12, 4\); expected the same shape"
+    ):
+        attempt(Shorter(4, 12))
+
+
+@pytest.mark.parametrize("layer", [Causal, ForGPUs, Outspoken])
+@pytest.mark.parametrize("length", [1, 12, 1000])
+def test_what_is_causal_or_says_that_it_is_not_or_cannot_run_here_passes(layer, length):
+    mine = layer(4, 1000)
+    attempt(mine, length=length)
+    assert mine.training
+
+
+def test_a_plugin_that_looks_ahead_is_refused_before_any_work(tmp_path):
+    plugin = tmp_path / "leak.py"
+    plugin.write_text(
+        "import layers\n"
+        "from torch import nn\n\n"
+        "@layers.register('leak', kind='sequence')\n"
+        "class Leak(layers.Layer):\n"
+        "    def __init__(self, dim, max_length, *, broken=False):\n"
+        "        super().__init__(dim, max_length)\n"
+        "        if broken:\n"
+        "            undefined\n"
+        "        self.conv = nn.Conv1d(dim, dim, 3, padding=1)\n"
+        "    def forward(self, x):\n"
+        "        return self.conv(x.transpose(1, 2)).transpose(1, 2)\n"
+    )
+    run = {"task": {"name": "mqar", "vocab_size": 32, "seq_len": 16, "num_kv": 2}, "plugins": [str(plugin)]}
+    with pytest.raises(ValueError, match="Leak looks ahead: its output at token 7 of 16"):
+        training.prepare(run | {"arch": {"stack": "leak-swiglu", "dim": 8}})
+    with pytest.raises(ValueError, match=r"^layer 'leak': NameError: .*'undefined' is not defined \(leak.py, line 9\)"):
+        training.prepare(run | {"arch": {"stack": [{"name": "leak", "broken": True}], "dim": 8}})
