@@ -38,6 +38,19 @@ class ForGPUs(layers.Layer):
         raise RuntimeError("needs CUDA tensors")
 
 
+class Noisy(layers.Layer):
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+
+class Remembering(layers.Layer):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x + self.calls
+
+
 class Outspoken(Looking):
     causal = False
 
@@ -62,7 +75,7 @@ def test_another_shape_is_refused():
         attempt(Shorter(4, 12))
 
 
-@pytest.mark.parametrize("layer", [Causal, ForGPUs, Outspoken])
+@pytest.mark.parametrize("layer", [Causal, ForGPUs, Noisy, Remembering, Outspoken])
 @pytest.mark.parametrize("length", [1, 12, 1000])
 def test_what_is_causal_or_says_that_it_is_not_or_cannot_run_here_passes(layer, length):
     mine = layer(4, 1000)
