@@ -78,6 +78,59 @@ def test_ray_trains(tmp_path):
     assert record.metrics == training.train(run).metrics
 
 
+PLUGIN = """
+import os, time
+import torch
+import layers
+
+@layers.register("breaking", kind="channel")
+class Breaking(layers.Layer):
+    def __init__(self, dim, max_length, *, deadly=False):
+        super().__init__(dim, max_length)
+        self.deadly = deadly
+        self.weight = torch.nn.Parameter(torch.ones(dim))
+
+    def forward(self, x):
+        if self.deadly and torch.is_grad_enabled():
+            os.kill(os.getpid(), 9)
+        return self.weight * x
+
+    def state_size(self, length):
+        return 0
+
+    def flops(self, length):
+        return 0
+"""
+
+
+@needs("ray")
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_ray_trains_several_at_once_and_loses_only_the_one_at_fault(tmp_path):
+    """Who kills an actor with several runs is found out one at a time; the others' attempts do not count."""
+    plugin = tmp_path / "breaking.py"
+    plugin.write_text(PLUGIN)
+
+    def given(seed, deadly=False):
+        return {
+            "task": {"name": "mqar", "vocab_size": 32, "seq_len": 16, "num_kv": 2},
+            "arch": {"stack": [{"name": "breaking", "deadly": deadly}], "dim": 8},
+            "train": {"steps": 30, "eval_every": 10, "batch_size": 8, "num_train": 16, "num_test": 8},
+            "seed": seed,
+            "device": "cpu",
+            "plugins": [str(plugin)],
+        }
+
+    mine = [training.prepare(given(seed, deadly=seed == 2)) for seed in range(8)]
+    store = Store(tmp_path, "mine")
+    summary = engine.execute(mine, store, engine.build("ray", workers=1, lanes=3))
+    found = {record.config["seed"]: record for record in store.records()}
+    assert summary.counts == {"ok": 7, "diverged": 0, "failed": 1} and sorted(found) == list(range(8))
+    assert found[2].failure == "killed" and found[2].attempts == 2
+    assert all(found[seed].attempts == 1 for seed in found if seed != 2)
+    assert found[5].metrics == training.train(mine[5]).metrics
+
+
 @needs("ray")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")

@@ -6,7 +6,7 @@ An engine knows nothing of stores, and a run that fails is a record like any oth
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -144,6 +144,16 @@ class Pending:
         return record
 
 
+def share_out(pending: Pending, workers: Sequence[Any]) -> Iterator[tuple[Run, Any]]:
+    """Runs to begin, each with the emptiest worker that has room for it."""
+    while pending:
+        worker = max(workers, key=lambda worker: worker.room)
+        run = pending.next() if worker.room else None
+        if run is None:
+            return
+        yield run, worker
+
+
 def build(name: str, work: Work | None = None, **options: Any) -> Engine:
     """The engine `name` with its options.
 
@@ -172,6 +182,13 @@ def workers_or_none(value: Any) -> int | None:
     return value
 
 
+def lanes_or_none(value: Any, work: Work | None) -> int | None:
+    """Runs at once in a process, or None for as many as pay."""
+    if work is not None and value not in (None, 1):
+        raise ValueError("engine.lanes is for training; other work is done one run at a time")
+    return None if value is None else whole("lanes", value, 1)
+
+
 def positive_or_none(name: str, value: Any) -> float | None:
     """A positive number, or None for no limit."""
     if value is not None and (not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0):
@@ -197,6 +214,13 @@ def attempt(
         return Outcome(training.train(run, on_progress=on_progress, checkpoints=where))
     except Exception as error:
         return of_error(run, error, time.perf_counter() - began, retry_on)
+
+
+def outcome_of(ended: Any, retry_on: Iterable[str] = ()) -> Outcome:
+    """What became of one of several runs, as `training.interleave` says it."""
+    if ended.record is not None:
+        return Outcome(ended.record)
+    return of_error(ended.run, ended.error, ended.seconds, retry_on, ended.late)
 
 
 def of_error(run: Run, error: Exception, seconds: float, retry_on: Iterable[str] = (), late: bool = False) -> Outcome:

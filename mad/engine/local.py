@@ -18,9 +18,10 @@ from mad.engine.base import (
     Event,
     Pending,
     Work,
+    lanes_or_none,
     positive_or_none,
     registry,
-    whole,
+    share_out,
     workers_or_none,
 )
 from mad.engine.process import LaneWorker, Worker
@@ -56,9 +57,7 @@ class Local(Engine):
     ):
         super().__init__(work, retries=retries, retry_on=retry_on)
         self.workers = workers_or_none(workers)
-        self.lanes = None if lanes is None else whole("lanes", lanes, 1)
-        if work is not None and lanes not in (None, 1):
-            raise ValueError("engine.lanes is for training; other work is done one run at a time")
+        self.lanes = lanes_or_none(lanes, work)
         self.timeout, self.memory = positive_or_none("timeout", timeout), positive_or_none("memory", memory)
         if memory is not None and not inside.CAN_LIMIT_MEMORY:
             raise ValueError("engine.memory needs Linux; expected null here")
@@ -81,7 +80,7 @@ class Local(Engine):
                 device = devices[index % len(devices)] if devices else None
                 workers.append(kind(index, context, self, device, wake, lifeline, self.lanes))
             while pending or any(worker.runs for worker in workers):
-                for run, worker in _share_out(pending, workers):
+                for run, worker in share_out(pending, workers):
                     worker.start(run)
                     tell(Event(worker.index, run))
                 # the timeout is for Ctrl-C: a signal that comes just before the wait begins does not interrupt it
@@ -105,16 +104,6 @@ class Local(Engine):
                 worker.close()
             for end in (woken, wake, lifeline, held):
                 end.close()
-
-
-def _share_out(pending: Pending, workers: list[Worker]) -> Generator[tuple[Run, Worker], None, None]:
-    """Runs to begin, each with the emptiest worker that has room for it."""
-    while pending:
-        worker = max(workers, key=lambda worker: worker.room)
-        run = pending.next() if worker.room else None
-        if run is None:
-            return
-        yield run, worker
 
 
 def _context() -> Any:

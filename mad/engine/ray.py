@@ -1,36 +1,34 @@
-"""Ray: the same runs on a laptop's own Ray or on a cluster (RAY_ADDRESS), a fraction of a GPU each if one likes.
+"""Ray: the same runs on a laptop's own Ray or on a cluster (RAY_ADDRESS), several at once on a GPU.
 
-Actors rather than tasks, so that torch is imported once a worker. An actor that dies costs its own run, which is begun
-again on a new one. Ray's machines need mad installed, and see the results folder only where this process writes it.
+Actors rather than tasks, so that torch is imported once a worker, and what is compiled and captured serves its next
+runs. An actor that dies costs its own runs, which are begun again on a new one (`mad.engine.actor`). Ray's machines
+need mad installed, and see the results folder only where this process writes it.
 """
 
 import contextlib
 import importlib.util
 import os
 import socket
-import time
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mad.config import Run
+from mad.config import Run, by_shape
+from mad.engine.actor import Actor, Given, Worker
 from mad.engine.base import (
     POLL,
     Claim,
     Engine,
     Event,
-    Outcome,
     Pending,
     Unusable,
     Work,
-    attempt,
-    failed,
+    lanes_or_none,
     positive_or_none,
     registry,
+    share_out,
     workers_or_none,
 )
-from mad.engine.worker import too_late
 from mad.records import Record
 
 REACHABLE_WITHIN = 5.0  # seconds
@@ -44,8 +42,9 @@ class Ray(Engine):
     Args:
         work, retries, retry_on: see Engine.
         workers: actors; None: as many as the cluster has CPUs, or on CUDA as fit its GPUs.
-        gpus: share of a GPU that a run takes, on CUDA; 0.25: four runs a GPU.
-        timeout: seconds a run may take; None: any.
+        gpus: of an actor, on CUDA; 0.25: four actors share a GPU.
+        lanes: runs at once in an actor, for training; None: 1, or where it has a whole GPU as many as pay, see Local.
+        timeout: seconds a run may take, what other lanes do meanwhile included; None: any.
         address: of the cluster; None: RAY_ADDRESS, or a Ray of this machine alone, which ends with the sweep.
     """
 
@@ -55,6 +54,7 @@ class Ray(Engine):
         *,
         workers: int | None = None,
         gpus: float = 1.0,
+        lanes: int | None = None,
         timeout: float | None = None,
         address: str | None = None,
         retries: int = 1,
@@ -66,8 +66,9 @@ class Ray(Engine):
                 "engine=ray needs Ray: pip install 'mad[ray]'; expected another engine, for instance local"
             )
         if not isinstance(gpus, (int, float)) or isinstance(gpus, bool) or not gpus > 0:
-            raise ValueError(f"engine.gpus must be a number above 0, the share of a GPU that a run takes, got {gpus!r}")
+            raise ValueError(f"engine.gpus must be a number above 0, of an actor, got {gpus!r}")
         self.workers, self.gpus = workers_or_none(workers), gpus
+        self.lanes = lanes_or_none(lanes, work)
         self.timeout = positive_or_none("timeout", timeout)
         self.address = address or os.environ.get("RAY_ADDRESS")
         if self.address and self.address not in ("auto", "local"):
@@ -82,34 +83,32 @@ class Ray(Engine):
     ) -> Generator[Record, None, None]:
         ray = _ray()
         tell = on_event or (lambda event: None)
-        pending = Pending(runs, claim, self.retries)
+        on_gpu = any(run.device == "cuda" for run in runs)
+        lanes = self.lanes or (None if on_gpu and self.work is None and self.gpus >= 1 else 1)
+        pending = Pending(runs if lanes == 1 else sorted(runs, key=by_shape), claim, self.retries)
         mine = not ray.is_initialized()
-        workers: list[_Worker] = []
+        workers: list[Worker] = []
         try:
             if mine:
                 self._start(ray)
-            on_gpu = any(run.device == "cuda" for run in runs)
             number = min(self.workers or self._room(ray, on_gpu), len(runs))
-            actor = ray.remote(num_cpus=1, num_gpus=self.gpus if on_gpu else 0)(Actor)
-            given = (self.work, self.checkpoints, self.retry_on)
-            workers += [_Worker(i, lambda: actor.remote(*given)) for i in range(number)]
-            while pending or any(worker.run for worker in workers):
-                for worker in workers:
-                    run = pending.next() if worker.ready and worker.run is None else None
-                    if run is not None:
-                        worker.start(run)
-                        tell(Event(worker.index, run))
-                refs = {worker.ref: worker for worker in workers if worker.ref is not None}
-                if not refs:  # all that is left is under way elsewhere
-                    time.sleep(POLL)
-                    continue
-                ended = [refs[ref] for ref in ray.wait(list(refs), num_returns=1, timeout=POLL)[0]]
-                late = [w for w in workers if w.run and self.timeout and time.monotonic() - w.began > self.timeout]
-                for worker in [*ended, *(w for w in late if w not in ended)]:
-                    run = worker.run
-                    outcome = worker.finish(ray, worker not in ended, self.timeout)
-                    if run is None or outcome is None:
-                        continue
+            # two calls at once: one waits for what ends, while the other brings a run
+            remote = ray.remote(num_cpus=1, num_gpus=self.gpus if on_gpu else 0, max_concurrency=2)(Actor)
+
+            def actor(several: bool) -> Any:
+                given = self.work, self.checkpoints, self.retry_on, lanes if several else 1, self.timeout
+                return remote.remote(Given(*given))
+
+            workers += [Worker(i, actor, self.timeout, lanes != 1) for i in range(number)]
+            while pending or any(worker.runs for worker in workers):
+                for run, worker in share_out(pending, workers):
+                    worker.start(run)
+                    tell(Event(worker.index, run))
+                refs = {worker.ref: worker for worker in workers}
+                answers = [refs[ref] for ref in ray.wait(list(refs), num_returns=1, timeout=POLL)[0]]
+                outcomes = [(worker, *ended) for worker in answers for ended in worker.look(ray)]
+                outcomes += [(worker, *ended) for worker in workers for ended in worker.give_up(ray)]
+                for worker, run, outcome in outcomes:
                     record = pending.settle(run, outcome)
                     if record is not None:
                         yield record
@@ -136,68 +135,6 @@ class Ray(Engine):
     def _room(self, ray: Any, on_gpu: bool) -> int:
         there = ray.cluster_resources()
         return max(1, int(there.get("GPU", 0) / self.gpus) if on_gpu else int(there.get("CPU", 1)))
-
-
-class Actor:
-    """In a process of Ray's."""
-
-    def __init__(self, work: Work | None, checkpoints: Path | None, retry_on: tuple[str, ...]):
-        import torch
-
-        torch.set_num_threads(1)  # the other cores belong to the other actors
-        if work is None:
-            import torch._dynamo  # what an optimiser imports in its first step
-
-            import mad.training  # noqa: F401 - now, not in the time of the first run
-        self.work, self.checkpoints, self.retry_on = work, checkpoints, retry_on
-
-    def ready(self) -> None:
-        """Answers when the process is up: until then it holds no run."""
-
-    def execute(self, run: Run) -> Outcome:
-        return attempt(self.work, run, lambda progress: None, self.checkpoints, self.retry_on)
-
-
-@dataclass
-class _Worker:
-    """One actor, or the next one in its place, and the run it has."""
-
-    index: int
-    make: Callable[[], Any]
-
-    def __post_init__(self) -> None:
-        self.run: Run | None = None
-        self._open()
-
-    def start(self, run: Run) -> None:
-        self.run, self.began = run, time.monotonic()
-        self.ref = self.actor.execute.remote(run)
-
-    def finish(self, ray: Any, late: bool, timeout: float | None) -> Outcome | None:
-        """What became of the run that has ended or has run out of time; None: the actor has come up."""
-        run, ref = self.run, self.ref
-        self.run = self.ref = None
-        if late:
-            assert run is not None
-            ray.kill(self.actor)
-            self._open()
-            return Outcome(failed(run, too_late(timeout), "timeout"), True)
-        try:
-            result = ray.get(ref)
-        except ray.exceptions.RayError as error:
-            self._open()
-            if run is None:
-                raise  # an actor that cannot even start: its reason is the sweep's
-            memory = isinstance(error, ray.exceptions.OutOfMemoryError)
-            reason = " ".join(str(error).partition("Some common causes")[0].split())
-            text = f"WorkerKilled: {type(error).__name__}: {reason}"
-            return Outcome(failed(run, text, "memory" if memory else "killed"), True)
-        self.ready = True
-        return result
-
-    def _open(self) -> None:
-        self.actor, self.ready = self.make(), False
-        self.ref = self.actor.ready.remote()
 
 
 def _ray() -> Any:

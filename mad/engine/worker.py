@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mad.config import Run
-from mad.engine.base import Outcome, Work, attempt, of_error
+from mad.engine.base import Outcome, Work, attempt, outcome_of
 
 CAN_LIMIT_MEMORY = sys.platform == "linux"
 OUT_OF_MEMORY_KILLS = ("/sys/fs/cgroup/memory.events", "/proc/vmstat")  # where the kernel counts them
@@ -97,13 +97,8 @@ def serve(lanes: int | None, timeout: float | None) -> None:
             on_turn=lambda run: whose.__setitem__(slice(16), run.id.encode()),
             on_begin=lambda run, begun: told.send({RUN: run.id, BEGUN: os.getpid() if begun else None}),
         ):
-            if ended.record is not None:
-                outcome = Outcome(ended.record)
-            else:
-                assert ended.error is not None
-                outcome = of_error(ended.run, ended.error, ended.seconds, _retry_on, ended.late)
             # by a file: a message of this size could be cut off where the process dies, and be waited for for ever
-            (traces / f"{ended.run.id}{OUTCOME}").write_bytes(pickle.dumps(outcome))
+            (traces / f"{ended.run.id}{OUTCOME}").write_bytes(pickle.dumps(outcome_of(ended, _retry_on)))
             told.send({RUN: ended.run.id, OUTCOME: True})
 
 
