@@ -14,7 +14,6 @@ from mad.registry import unknown
 from mad.training import budget
 from mad.training.data import padded
 from mad.training.schedule import SCHEDULES
-from mad.training.trial import try_layers
 
 MOST_SEED = 2**64 - 1  # what torch's generators take
 WORTH_COMPILING = 2000  # steps; compiling takes as long as some hundreds of them, once a shape and process
@@ -112,13 +111,11 @@ def _model(arch: dict[str, Any], vocab_size: int, head: str) -> Any:
 
 @functools.lru_cache(maxsize=1024)
 def _cost(spec: str, length: int, plugin_digests: tuple[str, ...]) -> models.Cost:
-    """Of a model that is built, tried and dropped. A sweep repeats few models over many points; the texts of the
-    plugins are part of what a model is."""
+    """Of a model that is built and dropped. A sweep repeats few models over many points; the texts of the plugins are
+    part of what a model is."""
     arch, vocab_size, head = json.loads(spec)
     with torch.random.fork_rng(devices=[]):
-        model = _model(arch, vocab_size, head)
-        try_layers(model.stack, length)
-        return models.cost(model, length)
+        return models.cost(_model(arch, vocab_size, head), length)
 
 
 def _check_values(run: Run) -> None:

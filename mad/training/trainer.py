@@ -20,6 +20,7 @@ from mad.training.graphs import Graphs, Immediate
 from mad.training.optimiser import AdamW
 from mad.training.prepare import build_model
 from mad.training.regions import compile_layers
+from mad.training.trial import try_layers
 
 STAGED = 32  # steps whose rows and rates are handed to the device at once
 
@@ -34,7 +35,9 @@ class Trainer:
         self.kind = kind(run, task, train, test)
         self.about = about(run)
         self.do = Immediate() if run.mode == "eager" else Graphs()
-        self.model = build_model(run, task).to(run.device)
+        model = build_model(run, task)
+        try_layers(model.stack, task.input_length)
+        self.model = model.to(run.device)
         if run.mode == "compiled":
             compile_layers(self.model)
         self.update = Update(run, self.model, train, self.do)

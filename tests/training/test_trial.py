@@ -83,7 +83,7 @@ def test_what_is_causal_or_says_that_it_is_not_or_cannot_run_here_passes(layer, 
     assert mine.training
 
 
-def test_a_plugin_that_looks_ahead_is_refused_before_any_work(tmp_path):
+def test_a_plugin_that_looks_ahead_does_not_train(tmp_path):
     plugin = tmp_path / "leak.py"
     plugin.write_text(
         "import layers\n"
@@ -97,9 +97,21 @@ def test_a_plugin_that_looks_ahead_is_refused_before_any_work(tmp_path):
         "        self.conv = nn.Conv1d(dim, dim, 3, padding=1)\n"
         "    def forward(self, x):\n"
         "        return self.conv(x.transpose(1, 2)).transpose(1, 2)\n"
+        "    def state_size(self, length):\n"
+        "        return 2 * self.dim\n"
+        "    def flops(self, length):\n"
+        "        return 6 * length * self.dim**2\n"
     )
     run = {"task": {"name": "mqar", "vocab_size": 32, "seq_len": 16, "num_kv": 2}, "plugins": [str(plugin)]}
+    run |= {"train": {"steps": 1, "num_train": 8, "num_test": 8}, "device": "cpu"}
     with pytest.raises(ValueError, match="Leak looks ahead: its output at token 7 of 16"):
-        training.prepare(run | {"arch": {"stack": "leak-swiglu", "dim": 8}})
+        training.train(run | {"arch": {"stack": "leak-swiglu", "dim": 8}})
     with pytest.raises(ValueError, match=r"^layer 'leak': NameError: .*'undefined' is not defined \(leak.py, line 9\)"):
         training.prepare(run | {"arch": {"stack": [{"name": "leak", "broken": True}], "dim": 8}})
+
+
+def test_a_trial_leaves_no_trace():
+    """Weights and noise of a run are drawn after it."""
+    before = torch.get_rng_state()
+    attempt(Noisy(4, 12), Causal(4, 12))
+    assert torch.equal(torch.get_rng_state(), before)
