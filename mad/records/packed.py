@@ -36,7 +36,8 @@ def read(path: Path) -> dict[str, str]:
         lines = gzip.decompress(path.read_bytes()).decode().splitlines()
         for line in lines:
             given = loads(line)
-            if given.get("schema", SCHEMA) == SCHEMA:  # the store has its say about others
+            known = given.keys() <= Record.__dataclass_fields__.keys()
+            if known and given.get("schema", SCHEMA) == SCHEMA:  # the store has its say about another mad's
                 Record.from_dict(given)
             found[given["run_id"]] = line
     except FileNotFoundError:
