@@ -54,8 +54,8 @@ def read(folder: str) -> Status:
     store = Store(folder)
     if not store.exists():
         raise ValueError(
-            f"{folder} is no results folder: it has neither store.json nor records.jsonl.gz; expected results/NAME of "
-            "a sweep"
+            f"{folder} is no results folder: it has neither store.json nor records (runs/*.json, records.jsonl.gz); "
+            "expected results/NAME of a sweep"
         )
     records, claims = store.records(), Claims(store.folder)
     recorded = {record.run_id for record in records if record.status in DONE}

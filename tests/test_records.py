@@ -264,6 +264,18 @@ def test_packed_records_are_records_and_a_runs_own_file_counts_before_them(tmp_p
     assert sorted(record.status for record in other.records()) == ["diverged", "ok", "ok", "ok"]
 
 
+def test_records_that_were_copied_without_the_rest_are_a_store(tmp_path):
+    there = Store(tmp_path / "there")
+    assert not there.exists()
+    there.write(make())
+    (tmp_path / "here").mkdir()
+    there.runs.rename(tmp_path / "here/runs")
+    assert Store(tmp_path / "here").exists() and len(Store(tmp_path / "here").records()) == 1
+    (tmp_path / "other/runs").mkdir(parents=True)
+    (tmp_path / "other/runs/settings.json").write_text("{}")  # of another program: not ours to set aside
+    assert not Store(tmp_path / "other").exists()
+
+
 def test_a_failed_file_does_not_hide_a_packed_result(tmp_path):
     there = Store(tmp_path / "there")
     there.write(make(status="ok"))
@@ -298,6 +310,15 @@ def test_a_damaged_packed_file_is_an_error_and_stays(tmp_path):
     store.packed.write_bytes(gzip.compress(json.dumps({"run_id": "x", "schema": 99}).encode()))
     with pytest.raises(ValueError, match="schema 99"):
         Store(tmp_path).records()
+
+
+def test_a_packed_record_of_a_later_mad_is_no_damage(tmp_path):
+    """Moved away and trained again, as the advice for damage is, it would be lost to the mad that can read it."""
+    later = vars(make()) | {"joules": 1.0}
+    Store(tmp_path).packed.write_bytes(gzip.compress(json.dumps(later).encode()))
+    for reading in (Store(tmp_path).records, Store(tmp_path).check, Store(tmp_path).pack):
+        with pytest.raises(ValueError, match="has the field 'joules'.*a later mad wrote it; use that one"):
+            reading()
 
 
 def test_a_named_file_keeps_its_old_text_where_the_new_does_not_fit(tmp_path, monkeypatch, capfd):

@@ -79,6 +79,15 @@ def test_no_results_folder(tmp_path, capsys):
     assert "nothing is no results folder: it has neither store.json nor" in capsys.readouterr().err
 
 
+def test_records_alone_are_a_results_folder(tmp_path, capsys):
+    engine.execute(runs(1), Store(tmp_path / "a", "mine"), engine.build("inline", work))
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "a/runs").rename(tmp_path / "merged/runs")
+    assert status.main([str(tmp_path / "merged")]) == 0
+    assert capsys.readouterr().out == "merged: 1 runs: 1 ok\n"
+    assert len(leaderboard.read([tmp_path / "merged"])) == 1
+
+
 def test_one_file_carries_a_sweep_to_the_next_machine(folder, tmp_path_factory, capsys):
     assert status.main([str(folder), "--pack"]) == 0
     assert f"{folder}/records.jsonl.gz: " in capsys.readouterr().out

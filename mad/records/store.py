@@ -69,8 +69,9 @@ class Store:
         replace(self.runs / f"{record.run_id}.json", dumps(vars(record)))  # all of it plain: no need of a copy
 
     def exists(self) -> bool:
-        """Whether a sweep has begun here, or its packed records were brought."""
-        return self._about_written or self._made or self.packed.exists()
+        """Whether a sweep has begun here, or records were brought, packed or each in its file."""
+        brought = any(self.runs.glob(f"{'[0-9a-f]' * 16}.json"))  # names that are run ids, not another program's
+        return self._about_written or self._made or brought or self.packed.exists()
 
     def make(self) -> None:
         """Make the folder, if it is not there yet.
