@@ -23,6 +23,7 @@ from typing import Any
 
 import pandas as pd
 
+from mad.leaderboard.scores import check_score, score_of
 from mad.registry import nearest, unknown
 
 REQUIRED = ("arch", "task")
@@ -31,7 +32,6 @@ SETTING = ("train.num_train", "train.num_test", *BUDGET, "train.batch_size")
 # and all of task.*; what is left of train.* (precision, how often is evaluated) is not part of the problem
 COST = ("params", "flops", "state_size")
 STATUSES = ("ok", "diverged", "failed")
-LOWER = ("loss", "perplexity", "bits_per_byte", "seconds", "steps", *COST)  # also valid_loss, ...: the less, the better
 
 Frame = Any  # a data frame or series: which one, pandas' own annotations leave open too often to be checked
 
@@ -55,7 +55,7 @@ def build(table: pd.DataFrame, score: str | None = None) -> pd.DataFrame:
 
     Raises:
         ValueError: the table is empty, lacks a column, its runs were scored in different ways, or the score is one of
-            which less is better.
+            which less is better, or none.
     """
     runs: Frame = scored(table, score)
     best = _by_setting(runs["score"], runs)
@@ -91,11 +91,7 @@ def scored(table: pd.DataFrame, score: str | None = None) -> Any:
     if table.empty:
         raise ValueError("the table holds no runs; expected one row a run")
     score = score or score_of(table)
-    if score.removeprefix("valid_").removeprefix("train_").removeprefix("batch_") in LOWER:
-        raise ValueError(
-            f"of {score!r} less is better, and a leaderboard ranks by what is the better the higher (and counts a "
-            "divergence as 0); expected a score as accuracy, macro_accuracy; for losses: python -m mad.scaling"
-        )
+    check_score(table, score)
     if score not in table and "status" in table and "ok" not in set(table["status"]):
         table = table.assign(**{score: float("nan")})  # no run came to an evaluation; a divergence is a zero below
     needed = (*REQUIRED, score)
@@ -124,11 +120,14 @@ def stacks(table: Frame) -> dict[str, str]:
 def problems(table: Frame) -> Frame:
     """What a setting is: the task of each run, its options, and the columns SETTING, as far as there are any.
 
+    Data that come with a digest are what it says, wherever they lay: the path is another from machine to machine.
     Of a corpus a budget of tokens or FLOPs takes as many sequences as it comes to, or all there are: more for a small
     model than for a large one. That number is the budget's doing, and no setting of its own.
     """
     columns = [c for c in table if isinstance(c, str) and (c.startswith("task.") or c in SETTING)]
     found = table[["task", *columns]].copy()
+    if "task.path" in found and "task.digest" in found:
+        found["task.path"] = found["task.path"].mask(found["task.digest"].notna())
     batch, taken = (_numbers(found.get(f"train.{key}", _none(table))) for key in ("batch_size", "num_train"))
     steps = _numbers(found.get("train.tokens", _none(table))) / (batch * _numbers(table.get("seq_len", _none(table))))
     flops = 3 * batch * _numbers(table.get("flops", _none(table)))
@@ -143,14 +142,6 @@ def _settings(table: Frame) -> Frame:
     """The number of each run's setting."""
     given = problems(table)
     return given.groupby(list(given), dropna=False, sort=False).ngroup()
-
-
-def score_of(table: Frame) -> str:
-    """What the runs themselves were scored by."""
-    used = table["train.score"].dropna().unique() if "train.score" in table else []
-    if len(used) > 1:
-        raise ValueError(f"the runs were scored by {' and '.join(sorted(used))}; choose one: score={sorted(used)[0]}")
-    return used[0] if len(used) else "accuracy"
 
 
 def _runs(table: Frame, score: str) -> Frame:

@@ -5,13 +5,15 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from mad.leaderboard.build import SETTING, problems, score_of, scored, stacks
+from mad.leaderboard.build import SETTING, problems, scored, stacks
 from mad.leaderboard.command import PARTS, overrides, quoted
+from mad.leaderboard.scores import score_of
 from mad.records import Record
 
 PROVENANCE = ("device", "versions.mad", "versions.torch", "versions.plugins", "git_commit")
@@ -157,6 +159,7 @@ def _settings(table: Frame, runs: Frame) -> tuple[Frame, list[dict[str, Any]]]:
     """Settings by task and options, with labels of what tells them apart (all options where a task has one setting)."""
     first = problems(table).loc[~runs["setting"].duplicated()]  # a row each
     columns = [c for c in first if c != "task"]
+    paths = table.get("task.path", pd.Series(dtype=object))
     first = first.assign(task=runs["task"], setting=runs["setting"])
     found = []
     for task, of in first.groupby("task"):
@@ -164,6 +167,8 @@ def _settings(table: Frame, runs: Frame) -> tuple[Frame, list[dict[str, Any]]]:
         shown = varied or [c for c in columns if c not in SETTING]
         for _, row in of.iterrows():
             options = [(c.partition(".")[2], row[c]) for c in shown if pd.notna(row[c])]
+            if "task.digest" in varied and pd.notna(paths.get(row.name)):  # which corpus people would not know by that
+                options.insert(0, ("path", Path(str(paths[row.name])).name))
             label = ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in options)
             found.append((task, [_order(row[c]) for c in shown], int(row["setting"]), label))
     found.sort(key=lambda item: (item[0], item[1]))

@@ -159,7 +159,7 @@ def test_the_score_is_the_one_the_runs_were_scored_by():
     assert build(both)["copy"].iloc[0] == 0.2
     assert build(both, score="macro_accuracy")["copy"].iloc[0] == 0.7
     assert build(both | {"train.score": "macro_accuracy"})["copy"].iloc[0] == 0.7
-    with pytest.raises(ValueError, match="accuracy and macro_accuracy; choose one"):
+    with pytest.raises(ValueError, match="macro_accuracy; choose one: --score accuracy .in Python score='accuracy'."):
         build(both | {"train.score": "macro_accuracy"}, both | {"train.score": "accuracy"})
 
 
@@ -167,6 +167,36 @@ def test_runs_reported_by_different_rules_do_not_share_a_row():
     rules = {"last": 0.5, "lowest_perplexity": 0.9}
     board = build(*(row(accuracy=score) | {"train.report": rule} for rule, score in rules.items()))
     assert board["mean"].to_dict() == {f"a train.report={rule}": score for rule, score in rules.items()}
+
+
+@pytest.mark.parametrize("column", ["tokens", "setup_seconds", "task.vocab_size", "lr", "seq_len", "reported_step"])
+def test_what_is_no_score_is_not_ranked_by_though_it_is_a_number(column):
+    table = row(valid_accuracy=0.5, macro_accuracy=0.4, device="cpu") | {column: 5}
+    with pytest.raises(ValueError, match=f"'{column}' is configuration or a cost; expected a score, one of: [a-z]"):
+        build(table, score=column)
+    with pytest.raises(ValueError, match="'device' is no column of numbers; expected a score, one of: [a-z]") as error:
+        build(table, score="device")
+    named = str(error.value).partition("one of: ")[2].split(", ")
+    assert sorted(named) == ["accuracy", "macro_accuracy", "valid_accuracy"]
+    assert build(row() | {"solved": True, column: 5}, score="solved")["mean"].tolist() == [1.0]
+
+
+def test_valid_scores_are_named_nearest_first():
+    scores = {"accuracy": 0.5, "train_tokens_right": 0.1, "tokens": 9}
+    with pytest.raises(ValueError, match="one of: train_tokens_right, accuracy"):
+        build(row() | scores, score="tokens")
+
+
+def test_one_corpus_at_two_paths_is_one_setting_and_two_are_two():
+    def text(arch, path, digest, accuracy):
+        return row(arch, "text", accuracy) | {"task.path": path, "task.digest": digest}
+
+    board = build(text("a", "c.txt", "1f", 0.5), text("b", "/data/c.txt", "1f", 0.4), text("b", None, "1f", 0.3))
+    assert board["rank"].tolist() == [1, 2] and set(board["settings_total"]) == {1}
+    assert board["win_rate"].tolist() == [1.0, 0.0]
+    assert set(build(text("a", "c.txt", "1f", 0.5), text("b", "c.txt", "2e", 0.4))["settings_total"]) == {2}
+    unknown = [text("a", path, None, 0.5) for path in ("c.txt", "d.txt")]  # nothing says that they are one
+    assert build(*unknown)["settings_total"].tolist() == [2]
 
 
 def test_the_win_rate_is_the_share_of_the_others_beaten_averaged_over_settings():
@@ -361,6 +391,10 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
         ([tmp_path / "header.csv"], "holds no runs"),
         ([tmp_path / "good.csv", "--score", "macro_accuracy"], "lacks the column 'macro_accuracy'"),
         ([tmp_path / "good.csv", "--score", "valid_loss"], "of 'valid_loss' less is better"),
+        (
+            [tmp_path / "good.csv", "--score", "arch"],
+            "'arch' is configuration or a cost; expected a score, one of",
+        ),
         ([tmp_path / "good.csv", "--publish", "wandb"], "good.csv: a tracker is shown records; expected a results f"),
         ([tmp_path / "nowhere", "--publish", "wandbb"], "did you mean 'wandb'"),
     ):

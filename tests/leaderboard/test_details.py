@@ -66,6 +66,15 @@ def test_scores_of_every_setting_and_point_exact_to_three_decimals(record):
     ]
 
 
+def test_one_corpus_at_two_paths_is_one_setting(record):
+    one = [record(arch, "text", path=path, digest="1f") for arch, path in (("a", "c.txt"), ("b", "/data/c.txt"))]
+    [setting] = details(table_of(one), one).settings
+    assert setting["label"] == "digest 1f"
+    other = record("a", "text", path="/data/d.txt", digest="2e")
+    labels = [setting["label"] for setting in details(table_of([*one, other]), [*one, other]).settings]
+    assert labels == ["path c.txt, digest 1f", "path d.txt, digest 2e"]
+
+
 def test_what_has_no_score_says_why(record):
     packed, _ = packed_of(
         [
