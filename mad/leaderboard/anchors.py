@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from mad.leaderboard.build import COST, Frame, stacks, task_columns
+from mad.records import read_csv
 from mad.registry import nearest, unknown
 
 NAMES = ("arch", "architecture")
@@ -60,7 +61,7 @@ def read_anchors(path: str | Path) -> pd.DataFrame:
     if not file.is_file():
         raise ValueError(f"anchors {str(file)!r} does not exist; expected a CSV file with one row an architecture")
     try:
-        table: Frame = pd.read_csv(file)
+        table: Frame = read_csv(file, (*NAMES, *STACKS).__contains__)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise ValueError(f"anchors {str(file)!r} is not a CSV file: {str(error).strip()}") from error
     name = next((column for column in NAMES if column in table), None)
@@ -72,7 +73,7 @@ def read_anchors(path: str | Path) -> pd.DataFrame:
     table = table.rename(columns={name: "arch"})
     if table.empty or table["arch"].isna().any():
         raise ValueError(f"anchors {str(file)!r} needs at least one row, and a name of an architecture in each")
-    return table.assign(arch=table["arch"].astype(str))
+    return table
 
 
 def match(published: Frame, board: Frame, table: Frame) -> Anchors:

@@ -41,8 +41,8 @@ def build(table: pd.DataFrame, score: str | None = None) -> pd.DataFrame:
 
     Args:
         table: one row a run. Columns `arch`, `task` and the score are needed; `status` (ok | diverged | failed; ok
-            where there is none), `lr`, `weight_decay`, `seed`, `task.*`, `train.*`, `arch.*`, `stack`, `params`,
-            `flops`, `state_size` and `valid_<score>` are used where there are any.
+            where there is none or the cell is empty), `lr`, `weight_decay`, `seed`, `task.*`, `train.*`, `arch.*`,
+            `stack`, `params`, `flops`, `state_size` and `valid_<score>` are used where there are any.
         score: accuracy | macro_accuracy | batch_macro_accuracy, or another column, higher is better. None:
             `train.score` of the runs, or accuracy.
 
@@ -54,8 +54,8 @@ def build(table: pd.DataFrame, score: str | None = None) -> pd.DataFrame:
         failed (numbers of runs).
 
     Raises:
-        ValueError: the table is empty, lacks a column, its runs were scored in different ways, or the score is one of
-            which less is better, or none.
+        ValueError: the table is empty, lacks a column or a name, its runs were scored in different ways, or the score
+            is one of which less is better, or none.
     """
     runs: Frame = scored(table, score)
     best = _by_setting(runs["score"], runs)
@@ -92,7 +92,7 @@ def scored(table: pd.DataFrame, score: str | None = None) -> Any:
         raise ValueError("the table holds no runs; expected one row a run")
     score = score or score_of(table)
     check_score(table, score)
-    if score not in table and "status" in table and "ok" not in set(table["status"]):
+    if score not in table and "ok" not in set(_statuses(table)):
         table = table.assign(**{score: float("nan")})  # no run came to an evaluation; a divergence is a zero below
     needed = (*REQUIRED, score)
     missing = [f"{column!r}{nearest(column, map(str, table))}" for column in needed if column not in table]
@@ -101,7 +101,17 @@ def scored(table: pd.DataFrame, score: str | None = None) -> Any:
             f"the table lacks the column {' and '.join(missing)}; expected at least {', '.join(needed)}, "
             f"got {', '.join(map(str, table))}"
         )
+    check_named(table, "the table")
     return _runs(table, score)
+
+
+def check_named(table: Frame, where: str) -> None:
+    """Whether each row of `table`, from `where`, has its architecture and task. Raises ValueError for the first that
+    has not."""
+    for column in REQUIRED:
+        if column in table and (empty := table[column].isna().to_numpy()).any():
+            row = f"row {empty.argmax() + 1} of {len(table)}"
+            raise ValueError(f"{where} has no {column} in {row}; expected {' and '.join(REQUIRED)} of each run")
 
 
 def task_columns(board: pd.DataFrame) -> list[str]:
@@ -149,7 +159,7 @@ def _runs(table: Frame, score: str) -> Frame:
     runs = pd.DataFrame({"arch": _labels(table), "task": table["task"].astype(str)})
     runs["setting"] = _settings(table)
     runs["seed"] = table["seed"].fillna(-1) if "seed" in table else 0
-    runs["status"] = table["status"] if "status" in table else "ok"
+    runs["status"] = _statuses(table)
     for status in runs["status"].unique():
         if status not in STATUSES:
             raise unknown("status", status, STATUSES)
@@ -158,6 +168,11 @@ def _runs(table: Frame, score: str) -> Frame:
     valid = table.get(f"valid_{score}", _none(table))
     runs["valid"] = _numbers(valid).mask(diverged, 0.0).mask(failed)
     return runs
+
+
+def _statuses(table: Frame) -> Frame:
+    """That of each run; where nothing is said all went well."""
+    return table["status"].fillna("ok").replace("", "ok") if "status" in table else pd.Series("ok", table.index)
 
 
 def _none(table: Frame) -> Frame:

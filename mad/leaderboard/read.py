@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from mad.records import Record, Store
+from mad.leaderboard.build import check_named
+from mad.records import Record, Store, read_csv
 from mad.records import table as table_of
+
+TEXT = ("run_id", "arch", "task", "stack", "status")  # words, whatever they look like
 
 
 def read(paths: Sequence[str | Path]) -> pd.DataFrame:
@@ -16,7 +19,7 @@ def read(paths: Sequence[str | Path]) -> pd.DataFrame:
         paths: results folders (their records are read, so a sweep may still be under way) or CSV files.
 
     Raises:
-        ValueError: a path that does not exist, or holds no runs.
+        ValueError: a path that does not exist, holds no runs, or some without an architecture or a task.
     """
     return load(paths)[0]
 
@@ -44,9 +47,10 @@ def _read(path: Path) -> tuple[pd.DataFrame, list[Record]]:
         if not file.is_file():
             raise ValueError(f"{file} does not exist; expected a results folder or a CSV file of runs")
         try:
-            table = pd.read_csv(file, low_memory=False)
+            table = read_csv(file, TEXT.__contains__)
         except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
             raise ValueError(f"{file} is not a CSV file of runs: {str(error).strip()}") from error
+        check_named(table, str(file))
     if table.empty:
         raise ValueError(f"{path} holds no runs yet")
     return table, records

@@ -9,9 +9,9 @@ from mad.records.claims import Claim, Claims
 from mad.records.files import dumps, loads, replace, save
 from mad.records.record import DONE, FAILURES, SCHEMA, STATUSES, Record
 from mad.records.store import Store
-from mad.records.table import COST, table, write_csv
+from mad.records.table import COST, read_csv, table, write_csv
 
 __all__ = [
     "COST", "DONE", "FAILURES", "SCHEMA", "STATUSES", "Claim", "Claims", "Record", "Store", "dumps", "loads",
-    "replace", "save", "table", "write_csv",
+    "read_csv", "replace", "save", "table", "write_csv",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ A dotted column (`task.vocab_size`, `train.epochs`) is the config key as it is t
 import csv
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,22 @@ def table(records: Iterable[Record]) -> "pandas.DataFrame":
 
     columns, rows = _rows(records)
     return pandas.DataFrame(rows, columns=columns)
+
+
+def read_csv(path: Path, texts: Callable[[str], bool]) -> Any:
+    """A CSV file as a data frame; an empty cell is NaN.
+
+    In columns that are `texts` any other cell is what is written there: to pandas the names None, NA and null would be
+    no names, and 007 a number. In the others its words for a missing number are one.
+
+    Raises:
+        pandas' own errors, where it is no table.
+    """
+    import pandas
+
+    found = pandas.read_csv(path, low_memory=False)
+    words = pandas.read_csv(path, usecols=texts, dtype=str, keep_default_na=False, na_values=[""])
+    return found.assign(**{str(column): words[column] for column in words})
 
 
 def write_csv(records: Iterable[Record], path: Path) -> None:

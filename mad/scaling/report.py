@@ -26,7 +26,7 @@ from mad.scaling.isoflop import IsoflopFit, fit_isoflop
 from mad.scaling.parametric import NAMES, ParametricFit, fit_parametric
 from mad.scaling.rank import RankCorrelation, rank_correlation
 from mad.scaling.state import MOST_NATS, StateOptimalFit, fit_state_optimal
-from mad.scaling.table import ALIASES, Frame, clusters, csv_file, per_token, read_csv
+from mad.scaling.table import ALIASES, Frame, clusters, csv_file, per_token, read_table
 
 SCORES = ("mean", "score", "mad_score", "mad_mean_acc", "accuracy")  # columns that hold one, the first there is
 REPEATED = 1.01  # tokens trained on over those that differ: from here a run has seen some twice
@@ -200,7 +200,7 @@ def read_scores(path: str | Path, column: str | None = None) -> Frame:
         ValueError: no such file, or columns, or scores that are no numbers.
     """
     file = csv_file(path, "leaderboard.csv")
-    table = read_csv(file)
+    table = read_table(file)
     names = list(map(str, table))
     arch = next((name for name in ("arch", *ALIASES["arch"]) if name in names), None)
     score = column or next((name for name in SCORES if name in names), None)
@@ -217,8 +217,7 @@ def read_scores(path: str | Path, column: str | None = None) -> Frame:
             f"column {score!r} of the table of scores {file} must hold finite numbers, got "
             f"{wrong['score'].iloc[0]!r} for {wrong['arch'].iloc[0]!r}"
         )
-    names_of_runs = found["arch"].astype(str)  # as the table of runs has them
-    return found.assign(arch=names_of_runs, score=numbers.astype(float))
+    return found.assign(score=numbers.astype(float))
 
 
 def _correlate(report: Report, groups: list[Group], scores: Frame) -> Scores | None:

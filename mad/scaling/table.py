@@ -11,14 +11,14 @@ one sequence. Everything becomes float64 on entry, because 6 n d overflows int64
 
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mad.records import STATUSES, Store
+from mad.records import STATUSES, Store, read_csv
 from mad.records import table as records_table
 from mad.registry import nearest
 from mad.scaling.checks import Refused, ScalingWarning, Units
@@ -60,7 +60,8 @@ def read(path: str | Path, columns: Mapping[str, str] | None = None, group: str 
         table = records_table(records)
         text = table.to_csv(index=False).encode()
     else:
-        table, text = read_csv(csv_file(path)), csv_file(path).read_bytes()
+        chosen = {group, *(source for name, source in (columns or {}).items() if name in TEXT)}
+        table, text = read_table(csv_file(path), chosen), csv_file(path).read_bytes()
     found = standard(table, columns, group)
     if found["loss"].median() > PLAUSIBLE_NATS:
         warnings.warn(
@@ -89,10 +90,11 @@ def csv_file(path: str | Path, name: str = "results.csv") -> Path:
     return file
 
 
-def read_csv(file: Path) -> Frame:
-    """The table as it stands there. Raises ValueError where it is none."""
+def read_table(file: Path, texts: Collection[str | None] = ()) -> Frame:
+    """The table as it stands there, names in columns of TEXT and in `texts`. Raises ValueError where it is none."""
+    known = {other for name in TEXT for other in (name, *ALIASES[name])}
     try:
-        return pd.read_csv(file)
+        return read_csv(file, lambda column: column in texts or column.strip().lower() in known)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not a CSV table: {error}") from None
 
@@ -163,7 +165,7 @@ def _kept(new: Frame, table: Frame) -> Frame:
     """Rows of finished runs with a finite loss; how many others there were is said."""
     good = np.isfinite(new["loss"]) & (new["loss"] > 0)
     if "status" in table and table["status"].isin(STATUSES).any():  # ours; another's words mean what they mean there
-        good &= (table["status"] == "ok").to_numpy()
+        good &= table["status"].fillna("ok").isin(["ok", ""]).to_numpy()
     for name in ("n", "d", "compute"):
         if name in new:
             good &= np.isfinite(new[name]) & (new[name] > 0)

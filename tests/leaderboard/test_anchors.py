@@ -93,6 +93,11 @@ def test_what_is_wrong_is_said_in_one_line_before_anything_is_written(tmp_path, 
     assert message in said.err and said.err.count("\n") == 1 and not said.out and not page.exists()
 
 
+def test_a_published_name_is_no_missing_value(tmp_path):
+    found = anchors(tmp_path, "arch,layers,compression\nNone,NA,0.1\nNA,,NaN\n")
+    assert [(row.name, row.values) for row in found.rows] == [("None", {"compression": 0.1}), ("NA", {})]
+
+
 def test_two_names_alike_are_two_rows(tmp_path):
     found = anchors(tmp_path, "arch,compression\nstriped,0.1\nstriped,0.2\n")
     assert [row.beside for row in found.rows] == [["striped"], []]

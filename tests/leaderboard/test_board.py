@@ -311,6 +311,34 @@ def test_a_folder_of_records_and_its_csv_give_the_same_board(tmp_path):
     assert by_csv["arch"].tolist() == ["attention", "hyena"]
 
 
+def test_a_name_is_a_name_whatever_pandas_takes_it_for(tmp_path):
+    (tmp_path / "table.csv").write_text(
+        "arch,task,accuracy,lr,status\nNone,NA,0.5,1e-3,\nnull,NA,NaN,NA,failed\nNA,NA,nan,1e-3,diverged\n007,NA,1e-2,,ok\n"
+    )
+    table = leaderboard.read([tmp_path / "table.csv"])
+    assert table["lr"].dtype == table["accuracy"].dtype == float
+    board = leaderboard.build(table)
+    assert board["arch"].tolist() == ["None", "007", "NA", "null"]
+    assert board["NA"].tolist()[:3] == [0.5, 0.01, 0.0] and board["ok"].tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("column", ["arch", "task"])
+def test_a_run_without_a_name_is_refused_with_its_row(tmp_path, capsys, column):
+    table = pd.DataFrame([row(), row() | {column: None}, row()])
+    table.to_csv(tmp_path / "table.csv", index=False)
+    assert main([str(tmp_path / "table.csv")]) == 2
+    assert f"table.csv has no {column} in row 2 of 3; expected arch and task of each run" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=f"the table has no {column} in row 2 of 3"):
+        leaderboard.build(table)
+
+
+def test_a_blank_status_is_ok():
+    board = build(row("a"), row("b", status=None), row("c", status=""), row("d", status="failed"))
+    assert board["ok"].tolist() == [1, 1, 1, 0] and board["mean"].tolist()[:3] == [0.5] * 3
+    with pytest.raises(ValueError, match="lacks the column 'accuracy'"):  # that none is ok excuses no typo
+        build({"arch": "a", "task": "t", "status": None})
+
+
 def test_several_tables_are_ranked_together_and_a_run_counts_once(tmp_path):
     one = sweep(tmp_path / "one", record("hyena", 0.25))
     two = sweep(tmp_path / "two", record("hyena", 0.25), record("attention", 0.5))

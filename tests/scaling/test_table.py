@@ -9,6 +9,7 @@ import pytest
 from mad.records import Record, Store
 from mad.scaling import Checkpoints, DuplicatedRuns, NarrowSpan, NotFinite, Refused, ScalingWarning, read, standard
 from mad.scaling.checks import look, positive
+from mad.scaling.report import read_scores
 from mad.scaling.table import ALIASES, DroppedRows, clusters, part
 
 OURS = Path(__file__).parents[2] / "results" / "isoflop_cpu"
@@ -150,6 +151,17 @@ def test_files_and_folders(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name} is not a CSV table"):
             read(tmp_path / name)
+
+
+def test_names_that_pandas_takes_for_missing_values(tmp_path):
+    given = table(Model=["None", "NA", "null"], kind=["NaN", "n/a", "b"]).assign(status=["ok", None, "ok"])
+    given = pd.concat([given, given[:1].assign(loss="NA")])
+    given.to_csv(tmp_path / "table.csv", index=False)
+    for group, names in ((None, ["None", "NA", "null"]), ("kind", ["NaN", "n/a", "b"])):
+        with pytest.warns(DroppedRows, match="1 of 4 rows"):  # the loss: there it is a missing value
+            assert read(tmp_path / "table.csv", group=group)["arch"].tolist() == names
+    (tmp_path / "scores.csv").write_text("arch,mean\nNone,0.5\nb,NA\n")
+    assert read_scores(tmp_path / "scores.csv").values.tolist() == [["None", 0.5]]
 
 
 def test_our_own_results():
