@@ -23,28 +23,33 @@ WIDE = 160  # columns of text where the output is no terminal
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0, 2 for a mistake in the command or a table that holds no runs."""
+    """Exit status 0, 2 for a mistake in the command, a table that holds no runs, or files that cannot be written."""
     given = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(given)
     console = Console(width=None if sys.stdout.isatty() else WIDE)
     try:
+        _check(options)
         columns = _columns(options.columns)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             table = read(options.table, columns, options.group)
             scores = read_scores(options.scores, options.score_column) if options.scores else None
-        _check(options)
         report = make(table, scores=scores, at=options.at, bootstrap=options.bootstrap, seed=options.seed)
         for warning in caught:
             if issubclass(warning.category, ScalingWarning):
                 report.note("table", warning.category.__name__, str(warning.message))
-        given_folder = Path(options.table) if Path(options.table).is_dir() else Path(options.table).parent
-        folder = Path(options.out) if options.out else given_folder / "scaling"
-        folder.mkdir(parents=True, exist_ok=True)
-        show(report, table, options.table, console)
-        files = write(report, table, options, folder, shlex.join(["python", "-m", "mad.scaling", *given]))
     except (ValueError, OSError) as error:
         print(f"mad.scaling: {error}", file=sys.stderr)
+        return 2
+    show(report, table, options.table, console)
+    given_folder = Path(options.table) if Path(options.table).is_dir() else Path(options.table).parent
+    folder = Path(options.out) if options.out else given_folder / "scaling"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = write(report, table, options, folder, shlex.join(["python", "-m", "mad.scaling", *given]))
+    except OSError as error:
+        reason = f"{error.filename or folder} cannot be written ({error.strerror or error})"
+        print(f"mad.scaling: {reason}; choose another folder for fits.json and figures: --out DIR", file=sys.stderr)
         return 2
     console.print(f"written to {folder}: {', '.join(files)}", soft_wrap=True, highlight=False)
     return 0
@@ -59,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         "largest budget. What the data cannot carry is refused, and said.",
         epilog=f"Columns looked for, upper or lower case: {known}. Two of n, d and compute are enough: C = 6 n d.",
     )
-    parser.add_argument("table", metavar="TABLE", help="a CSV file, or a results folder with results.csv")
+    parser.add_argument("table", metavar="TABLE", help="a CSV file, or a results folder: its records are read")
     parser.add_argument("--columns", nargs="+", default=[], metavar="NAME=COLUMN", help="what the table calls a column")
     parser.add_argument("--group", metavar="COLUMN", help="the column that tells architectures apart (arch)")
     parser.add_argument("--out", metavar="DIR", help="where to write (default: scaling/ beside the table)")
@@ -89,6 +94,8 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--bootstrap must be at least 0, got {options.bootstrap}")
     if options.seed < 0:
         raise ValueError(f"--seed must be at least 0, got {options.seed}")
+    if options.score_column is not None and options.scores is None:
+        raise ValueError(f"--score-column {options.score_column} is a column of --scores FILE, which is not given")
 
 
 def show(report: Report, table: Any, source: str, console: Console) -> None:

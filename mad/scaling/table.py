@@ -86,7 +86,8 @@ def csv_file(path: str | Path, name: str = "results.csv") -> Path:
     """The file itself, or that of this name in a results folder. Raises ValueError where there is none."""
     file = Path(path) / name if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise ValueError(f"{file} does not exist; expected a CSV file, or a results folder with {name}")
+        holds = f"records or {name}" if name == "results.csv" else name
+        raise ValueError(f"{file} does not exist; expected a CSV file, or a results folder with {holds}")
     return file
 
 

@@ -183,7 +183,9 @@ def test_many_architectures_are_told_apart_in_a_figure():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["nothing.csv"], "nothing.csv does not exist; expected a CSV file, or a results folder"),
+        (["nothing.csv"], "nothing.csv does not exist; expected a CSV file, or a results folder with records or res"),
+        (["{table}", *COLUMNS, "--scores", "none.csv"], "a CSV file, or a results folder with leaderboard.csv"),
+        (["{table}", *COLUMNS, "--score-column", "mean"], "--score-column mean is a column of --scores FILE, which is"),
         (["{table}", "--columns", "n=Sise"], "the table has no column 'Sise' .did you mean 'Size'.. for n"),
         (["{table}", "--columns", "m2=Size"], "unknown column 'm2'"),
         (["{table}", "--columns", "Size"], "--columns takes NAME=COLUMN, as n=params, got 'Size'"),
@@ -210,6 +212,17 @@ def test_mistakes_are_one_line(foreign, capsys, arguments, message):
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(error)
     assert not (foreign.parent / "scaling").exists()
+
+
+@pytest.mark.parametrize("taken", ["scaling", "scaling/fits.json", "scaling/isoflop.png"])
+def test_what_cannot_be_written_is_named_below_the_tables(foreign, capsys, taken):
+    """As where the folder is somebody else's: the fits are made, and may have taken minutes."""
+    (place := foreign.parent / taken).parent.mkdir(exist_ok=True)
+    place.touch() if taken == "scaling" else place.mkdir()
+    assert run(foreign, *COLUMNS, "--bootstrap", 0) == 2
+    said = capsys.readouterr()
+    assert "84 runs of 3 architectures" in said.out and "L = E + A" in said.out
+    assert f"{place} cannot be written (" in said.err and "--out DIR" in said.err and said.err.count("\n") == 1
 
 
 def test_no_common_architecture_is_said(foreign, tmp_path, capsys):
