@@ -89,8 +89,8 @@ class Replay(Tracker):
             self.tell(folder)
         except Exception as error:  # whatever it is, the results are safe
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}{self.advice(error)}"
-            rest = f"The results in {folder} are complete; the same command publishes the rest"
-            log.warning("%s: %s. %s", self.title, reason, rest)
+            rest = "" if isinstance(error, Unwritable) else "; the same command publishes the rest"
+            log.warning("%s: %s. The results in %s are complete%s", self.title, reason, folder, rest)
             return False
         return True
 
@@ -98,7 +98,10 @@ class Replay(Tracker):
         return self._outline(records, sweep, folder)[0]
 
     def idle(self, records: Sequence[Record], sweep: str, folder: str | Path) -> str | None:
-        outline, idle = self._outline(records, sweep, folder)
+        try:
+            outline, idle = self._outline(records, sweep, folder)
+        except Exception:  # as storage that cannot be read: `publish` meets it too, and says it
+            return None
         return outline if idle else None
 
     def _outline(self, records: Sequence[Record], sweep: str, folder: str | Path) -> tuple[str, bool]:
@@ -153,21 +156,32 @@ class Replay(Tracker):
         return ""
 
 
+class Unwritable(OSError):
+    """The results folder is only read, and the tracker has files to keep there: the same command does no more."""
+
+
 class Published:
     """What a place has: digests of the records by run id, and of all of them by the id of the leaderboard's run."""
 
     def __init__(self, path: Path, where: str):
-        self.path, self.where = path, where
+        self.path, self.where, self.kept = path, where, True
         self.digests = self._read().get(where, {})
 
     def has(self, key: str, digest: str) -> bool:
         return self.digests.get(key) == digest
 
     def add(self, key: str, digest: str) -> None:
-        """Kept on disk at once: a publication that is interrupted goes on where it was."""
+        """Kept on disk at once: a publication that is interrupted goes on where it was. Where it cannot be, as in
+        somebody else's folder, that is said once, and is no reason not to publish."""
         self.digests[key] = digest
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        replace(self.path, dumps({**self._read(), self.where: self.digests}))
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            replace(self.path, dumps({**self._read(), self.where: self.digests}))
+        except OSError as error:
+            if self.kept:
+                log.warning("%s: %s. What is published is not remembered: publishing again sends it again",
+                            self.path, error.strerror or error)  # fmt: skip
+            self.kept = False
 
     def keep(self, keys: Iterable[str]) -> None:
         """Forget all others; on disk with the next `add`."""

@@ -12,7 +12,8 @@ def publish_folder(name: str, folder: str | Path, *, workspace: bool = False, dr
     """Replay all records of a results folder into the tracker `name`.
 
     Runs keep their ids, so what is there already is updated, and what was published unchanged is not sent again. Can
-    be repeated at any time: the folder's records are only read.
+    be repeated at any time: the folder's records are only read. What was published is remembered beside them, where
+    that can be written.
 
     Args:
         name: wandb | trackio | none.
@@ -39,7 +40,11 @@ def publish_folder(name: str, folder: str | Path, *, workspace: bool = False, dr
     if not records:
         raise ValueError(f"{path} holds no records yet")
     if dry_run:
-        print(tracker.outline(records, store.sweep, path))
+        try:
+            print(tracker.outline(records, store.sweep, path))
+        except Exception as error:  # of the tracker's own, whose storage is asked
+            print(f"{name}: {type(error).__name__}: {error}; what is published is not known", file=sys.stderr)
+            return False
         return True
     idle = tracker.idle(records, store.sweep, path)
     if idle is not None:

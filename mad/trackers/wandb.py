@@ -12,6 +12,7 @@ import contextlib
 import logging
 import netrc
 import os
+import secrets
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from urllib.parse import urlsplit
 
 from mad.records import DONE, Record, table, write_csv
 from mad.trackers import workspace
-from mad.trackers.base import Replay, board_id, digest, environment, name, registry, slug
+from mad.trackers.base import Replay, Unwritable, board_id, digest, environment, name, registry, slug
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class WandB(Replay):
     def session(self, folder: Path) -> Iterator[None]:
         import wandb  # half a second
 
+        _check_writable(folder / self.folder)
         kept = os.environ.get("WANDB_DATA_DIR") or str((folder / "wandb").resolve())
         # files that are kept until an upload: here, not in the home folder
         with environment(WANDB_DATA_DIR=kept, WANDB_SILENT="true"):
@@ -158,6 +160,20 @@ class WandB(Replay):
     def advice(self, error: Exception) -> str:
         refused = any(sign in str(error) for sign in ("401", "403", "API key", "not logged in"))
         return f" (is the API key for {host()} right? wandb login --relogin)" if refused else ""
+
+
+def _check_writable(own: Path) -> None:
+    """W&B's files have to be in a folder until they are uploaded; in its own words that is three lines, or none."""
+    try:
+        own.mkdir(parents=True, exist_ok=True)
+        probe = own / f".{secrets.token_hex(4)}.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise Unwritable(
+            f"{own} cannot be written to ({error.strerror or error}), and W&B keeps its files there until they are "
+            f"uploaded; copy {own.parent} to a folder of your own, and publish that one"
+        ) from error
 
 
 def _settings(wandb: Any) -> Any:

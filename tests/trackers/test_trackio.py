@@ -103,6 +103,29 @@ def test_what_trackio_cannot_write_is_a_warning(tmp_path, make, store, environme
 
 
 @installed
+def test_storage_that_cannot_be_read_is_a_warning_too(tmp_path, make, store, environment):
+    (tmp_path / "trackio").mkdir()
+    (tmp_path / "trackio/mad.db").write_text("no database, whatever it is called")
+    folder = store(tmp_path / "out", make(0)).folder
+    for options, said in (([], "are complete; the same command"), (["--dry-run"], "what is published is not known")):
+        command = [sys.executable, "-m", "mad.publish", str(folder), "--to", "trackio", *options]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@installed
+def test_where_nothing_can_be_remembered_all_is_published(tmp_path, make, store, environment, ask):
+    """As in somebody else's folder, which is only read."""
+    folder = store(tmp_path / "out", make(0), make(1)).folder
+    (folder / "trackio").write_text("a file where the memory's folder should be")
+    command = [sys.executable, "-m", "mad.publish", str(folder), "--to", "trackio"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and len(ask("SELECT DISTINCT run_id FROM metrics")) == 3
+    assert done.stderr.count("is not remembered: publishing again sends it again") == 1
+    assert f"{folder}/trackio/published.json: " in done.stderr and "Traceback" not in done.stderr
+
+
+@installed
 def test_the_dashboard_starts_and_its_files_are_local(tmp_path, make, store, publish, environment):
     publish(store(tmp_path / "out", make(0)).folder)
     environment = {**environment, "PYTHONUNBUFFERED": "1", "BROWSER": "true", "GRADIO_SERVER_PORT": "17860"}

@@ -132,6 +132,14 @@ def test_trouble_with_wandb_is_a_warning_and_the_rest_is_published_later(make, s
     assert {make(0).run_id, make(1).run_id} < after and len(after) == 3 and before <= after
 
 
+def test_a_folder_that_is_only_read_is_said_to_be(make, store, tmp_path, caplog):
+    made = store(tmp_path, make(0))
+    (tmp_path / "wandb").write_text("a file where W&B's folder should be")
+    publish(made)
+    assert f"{tmp_path}/wandb cannot be written to (" in caplog.text and "are complete" in caplog.text
+    assert f"copy {tmp_path} to a folder of your own" in caplog.text and "the same command" not in caplog.text
+
+
 def test_without_wandb_installed_there_is_a_warning(make, store, tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "wandb", None)
     publish(store(tmp_path, make(0)))
