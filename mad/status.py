@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mad.engine.progress import duration, label
+from mad.engine.progress import Labels, duration
 from mad.records import DONE, Claim, Claims, Record, Store
 
 SILENT = 60.0  # seconds without a sign of life after which one is mentioned
@@ -59,6 +59,7 @@ def read(folder: str) -> Status:
         )
     records, claims = store.records(), Claims(store.folder)
     recorded = {record.run_id for record in records if record.status in DONE}
+    label = Labels(record.config for record in records)
     planned = {record.run_id: label(record.config) for record in records} | store.planned()
     found = [claim for claim in claims.all() if claim.run_id not in recorded]
     lost = [claim for claim in found if claims.dead(claim)]

@@ -15,7 +15,7 @@ from rich.console import Console
 from mad import engine, training
 from mad.config import Run
 from mad.engine import local, process
-from mad.engine.progress import Lively, Plain, duration
+from mad.engine.progress import Labels, Lively, Plain, duration
 from mad.records import Record, Store
 
 
@@ -444,6 +444,32 @@ def test_plain_lines_one_for_each_finished_run():
     assert lines[1].startswith("[1/2] ok        striped · mqar · lr 0.0005 · accuracy 0.500 · 0 steps")
     bad = f"{runs(2)[1].id}.json"
     assert lines[2] == f"[2/2] failed    striped · mqar · lr 0.0005 · {bad} · ValueError: seed 1 is bad"
+
+
+def test_a_line_says_what_differs_among_runs_that_would_be_called_alike(tmp_path):
+    lines: list[str] = []
+    given = runs(1) + [Run.of(vars(runs(1)[0]) | more) for more in ({"seed": 4}, {"optim": {"weight_decay": 0.1}})]
+    given += [Run.of(vars(given[0]) | {"task": "text", "train": {"report": "lowest_perplexity"}})]
+    store = Store(tmp_path)
+    engine.execute(given, store, engine.build("inline", work), Plain(lines.append))
+    called = [
+        f"striped · mqar · lr 0.0005 · weight decay {more}" for more in ("0 · seed 0", "0 · seed 4", "0.1 · seed 0")
+    ]
+    called += ["striped · text · lr 0.0005"]  # alone of that name
+    assert [line[16:].partition(" · accuracy")[0] for line in lines] == called
+    assert list(store.planned().values()) == sorted(called, key=lambda name: given[called.index(name)].id)
+
+
+def test_a_length_that_follows_the_task_is_not_said_twice():
+    def lengths(*pairs):
+        made = [
+            Run.of({"task": {"name": "mqar", "seq_len": n}, "arch": {"stack": "mlp", "max_length": m}})
+            for n, m in pairs
+        ]
+        return [Labels(made)(run) for run in made]
+
+    assert lengths((32, 32), (64, 64)) == [f"mlp · mqar · lr 0.0005 · seq len {n}" for n in (32, 64)]
+    assert lengths((32, 32), (32, 64)) == [f"mlp · mqar · lr 0.0005 · max length {n}" for n in (32, 64)]
 
 
 def test_the_display_is_plain_where_there_is_no_terminal():

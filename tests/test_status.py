@@ -50,7 +50,7 @@ def test_it_says_all_of_it(folder, capsys):
     lines = {line.split("│")[2].strip(): line for line in shown.splitlines() if line.count("│") == 6}
     assert "1:01 h" in lines["node7"] and "no sign of life for 3:2" in lines["node7"] and "99" in lines["node7"]
     assert shown.count("gone: taken over by the next process") == 1
-    assert "exception" in shown and "ValueError: no good" in shown and "striped · mqar · lr 0.0005" in shown
+    assert "exception" in shown and "ValueError: no good" in shown and "striped · mqar · lr 0.0005 · seed 1" in shown
 
 
 def test_counts_by_the_folder(folder):

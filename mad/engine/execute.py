@@ -14,7 +14,7 @@ from typing import Any
 
 from mad.config import Run
 from mad.engine.base import Engine
-from mad.engine.progress import Display, label
+from mad.engine.progress import Display, Labels
 from mad.records import DONE, STATUSES, Claims, Record, Store
 
 AGAIN = 2.0  # seconds between two attempts to write what could not be written
@@ -63,6 +63,7 @@ def execute(
     """
     progress = progress or Display()
     distinct = {run.id: run for run in runs}
+    progress.label = label = Labels(distinct.values())
     store.plan({run_id: label(run) for run_id, run in distinct.items()})
     stamps = dict(before or {}) or {run_id: store.stamp(run_id) for run_id in distinct}  # before anything is read
     todo = [run for run_id, run in distinct.items() if not store.done(run_id)]

@@ -1,7 +1,7 @@
 """What goes on during a sweep: a live display in a terminal, one plain line per finished run elsewhere."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rich.console import Console, Group
@@ -17,8 +17,57 @@ from mad.records import STATUSES, Record
 STYLES = {"ok": "green", "diverged": "yellow", "failed": "red"}
 
 
+class Labels:
+    """What the runs of a sweep are called, or those of records' `config`, which may be another mad's.
+
+    'hyena-swiglu*2 · mqar · lr 0.0005', and where several runs would be called so, what differs among them: '· seed 3'.
+    """
+
+    def __init__(self, runs: Iterable[Run | Mapping[str, Any]] = ()):
+        seen: dict[str, dict[str, set[str]]] = {}  # by what all runs are called by, key -> the values
+        for config in map(_config, runs):
+            values = seen.setdefault(_called(config), {})
+            for key, value in _options(config).items():
+                values.setdefault(key, set()).add(repr(value))
+        self.varied = {called: [key for key in values if len(values[key]) > 1] for called, values in seen.items()}
+        for keys in self.varied.values():
+            if "arch.max_length" in keys and any(key.startswith("task.") for key in keys):
+                keys.remove("arch.max_length")  # it follows the task
+
+    def __call__(self, run: Run | Mapping[str, Any]) -> str:
+        config = _config(run)
+        called, options = _called(config), _options(config)
+        more = (
+            f"{key.rpartition('.')[2].replace('_', ' ')} {_value(options.get(key))}"
+            for key in self.varied.get(called, ())
+        )
+        return " · ".join([called, *more])
+
+
+def _config(run: Run | Mapping[str, Any]) -> Mapping[str, Any]:
+    return run.to_dict() if isinstance(run, Run) else run
+
+
+def _called(config: Mapping[str, Any]) -> str:
+    arch, task, optim = (config.get(key) or {} for key in ("arch", "task", "optim"))
+    return f"{arch.get('name') or arch.get('stack')} · {task.get('name')} · lr {_value(optim.get('lr'))}"
+
+
+def _options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a run's result, by the keys of the command line."""
+    sections = {key: config.get(key) or {} for key in ("task", "arch", "optim", "train")}
+    options = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+    return options | {"seed": config.get("seed")}
+
+
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 class Display:
     """Shows nothing; the displays below show what they are told."""
+
+    label = Labels()  # set by whoever knows the sweep's runs
 
     def __enter__(self) -> "Display":
         return self
@@ -64,7 +113,8 @@ class Plain(Display):
     def on_record(self, record: Record) -> None:
         self.finished += 1
         width = len(str(self.total))
-        self.write(f"[{self.finished:{width}}/{self.total}] {record.status:8}  {describe(record)}")
+        said = describe(record, self.label(record.config))
+        self.write(f"[{self.finished:{width}}/{self.total}] {record.status:8}  {said}")
 
     def on_elsewhere(self, run: Run) -> None:
         self.finished += 1
@@ -107,7 +157,7 @@ class Lively(Display):
         self.counts[record.status] += 1
         self.runs = {run_id: event for run_id, event in self.runs.items() if run_id != record.run_id}
         if record.status == "failed":
-            self.console.print(Text(f"failed  {describe(record)}", style=STYLES["failed"]))
+            self.console.print(Text(f"failed  {describe(record, self.label(record.config))}", style=STYLES["failed"]))
 
     def on_elsewhere(self, run: Run) -> None:
         self.elsewhere += 1
@@ -120,7 +170,7 @@ class Lively(Display):
     def render(self) -> Group:
         lines = Table.grid(padding=(0, 2))
         for event in sorted(self.runs.values(), key=lambda event: (event.worker, event.run.id)):
-            lines.add_row(Text(str(event.worker), style="dim"), Text(label(event.run)), *_progress(event.progress))
+            lines.add_row(Text(str(event.worker), style="dim"), Text(self.label(event.run)), *_progress(event.progress))
         finished = sum(self.counts.values()) + self.elsewhere
         total = Table.grid(padding=(0, 2))
         counts = [Text(f"{count} {name}", style=STYLES[name]) for name, count in self.counts.items() if count]
@@ -137,18 +187,9 @@ class Lively(Display):
         return duration(elapsed) + left
 
 
-def label(run: Run | Mapping[str, Any]) -> str:
-    """'hyena-swiglu*2 · mqar · lr 0.0005', of a run or of a record's `config`, which may be another mad's."""
-    config = run.to_dict() if isinstance(run, Run) else run
-    arch, task, optim = (config.get(key) or {} for key in ("arch", "task", "optim"))
-    lr = optim.get("lr")
-    rate = f"{lr:g}" if isinstance(lr, (int, float)) else lr
-    return f"{arch.get('name') or arch.get('stack')} · {task.get('name')} · lr {rate}"
-
-
-def describe(record: Record) -> str:
-    """A finished run in one line: what it was, and its accuracy, or its file and its error."""
-    parts = [label(record.config)]
+def describe(record: Record, called: str) -> str:
+    """A finished run in one line: what it is called, and its accuracy, or its file and its error."""
+    parts = [called]
     if record.status == "failed":
         return " · ".join([*parts, f"{record.run_id}.json", record.last_error or "no reason given"])
     if "accuracy" in record.metrics:
