@@ -116,9 +116,8 @@ class Worker:
             return self._lost(ray, error)
         self.lanes, self.up = lanes, True
         outcomes = [(self.runs.pop(run_id), outcome) for run_id, outcome in ended if run_id in self.runs]
-        self.closing |= any(
-            outcome.record.failure == "memory" for _, outcome in outcomes
-        )  # what filled it may be there
+        # what filled the memory may still be there
+        self.closing |= any(outcome.record.failure == "memory" for _, outcome in outcomes)
         if self.closing and not self.runs:
             self._reopen(ray)
         else:
