@@ -83,16 +83,22 @@ import os, time
 import torch
 import layers
 
-@layers.register("breaking", kind="channel")
-class Breaking(layers.Layer):
-    def __init__(self, dim, max_length, *, deadly=False):
+@layers.register("telling", kind="channel")
+class Telling(layers.Layer):
+    def __init__(self, dim, max_length, *, number=0, fate="", log=""):
         super().__init__(dim, max_length)
-        self.deadly = deadly
+        self.number, self.fate, self.log = number, fate, log
         self.weight = torch.nn.Parameter(torch.ones(dim))
 
     def forward(self, x):
-        if self.deadly and torch.is_grad_enabled():
-            os.kill(os.getpid(), 9)
+        if self.training and torch.is_grad_enabled():
+            with open(self.log, "a") as log:
+                log.write(f"{self.number} {os.getpid()}\\n")
+            time.sleep(0.02)
+            if self.fate == "dies":
+                os.kill(os.getpid(), 9)
+            if self.fate == "hangs":
+                time.sleep(600)
         return self.weight * x
 
     def state_size(self, length):
@@ -103,32 +109,61 @@ class Breaking(layers.Layer):
 """
 
 
+def telling(folder, fates):
+    """Six runs; the steps of all are told in a file, as (number, process)."""
+    name, log = f"telling_{len(fates)}_{'_'.join(fates.values())}", folder / "log"
+    plugin = folder / f"{name}.py"
+    plugin.write_text(PLUGIN.replace('"telling"', f'"{name}"'))
+    return [
+        training.prepare(
+            {
+                "task": {"name": "mqar", "vocab_size": 32, "seq_len": 16, "num_kv": 2},
+                "arch": {
+                    "stack": [{"name": name, "number": n, "fate": fates.get(n, ""), "log": str(log)}],
+                    "dim": 8,
+                },
+                "train": {"steps": 30, "eval_every": 10, "batch_size": 8, "num_train": 16, "num_test": 8},
+                "device": "cpu",
+                "plugins": [str(plugin)],
+            }
+        )
+        for n in range(6)
+    ]
+
+
+def told(folder):
+    return [tuple(map(int, line.split())) for line in (folder / "log").read_text().splitlines()]
+
+
 @needs("ray")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_ray_trains_several_at_once_and_loses_only_the_one_at_fault(tmp_path):
-    """Who kills an actor with several runs is found out one at a time; the others' attempts do not count."""
-    plugin = tmp_path / "breaking.py"
-    plugin.write_text(PLUGIN)
-
-    def given(seed, deadly=False):
-        return {
-            "task": {"name": "mqar", "vocab_size": 32, "seq_len": 16, "num_kv": 2},
-            "arch": {"stack": [{"name": "breaking", "deadly": deadly}], "dim": 8},
-            "train": {"steps": 30, "eval_every": 10, "batch_size": 8, "num_train": 16, "num_test": 8},
-            "seed": seed,
-            "device": "cpu",
-            "plugins": [str(plugin)],
-        }
-
-    mine = [training.prepare(given(seed, deadly=seed == 2)) for seed in range(8)]
-    store = Store(tmp_path, "mine")
+def test_ray_trains_several_at_once_and_finds_out_who_kills_them(tmp_path):
+    mine, store = telling(tmp_path, {1: "dies"}), Store(tmp_path / "store", "mine")
     summary = engine.execute(mine, store, engine.build("ray", workers=1, lanes=3))
-    found = {record.config["seed"]: record for record in store.records()}
-    assert summary.counts == {"ok": 7, "diverged": 0, "failed": 1} and sorted(found) == list(range(8))
-    assert found[2].failure == "killed" and found[2].attempts == 2
-    assert all(found[seed].attempts == 1 for seed in found if seed != 2)
+    found = {record.config["arch"]["stack"][0]["number"]: record for record in store.records()}
+    assert summary.counts == {"ok": 5, "diverged": 0, "failed": 1} and sorted(found) == list(range(6))
+    assert found[1].failure == "killed" and found[1].attempts == 2
+    assert all(found[n].attempts == 1 for n in found if n != 1)  # although its neighbours began twice
+    steps = told(tmp_path)
+    first = [n for n, pid in steps if pid == steps[0][1]]
+    assert first == sorted(first) and len(set(first)) > 1  # they took turns, and all ended there
+    turns = [a for a, b in zip(steps, steps[1:], strict=False) if a[0] != b[0]]
+    assert len(turns) > 20
     assert found[5].metrics == training.train(mine[5]).metrics
+
+
+@needs("ray")
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_ray_gives_up_the_one_of_several_that_hangs(tmp_path, monkeypatch):
+    from mad.engine import actor
+
+    monkeypatch.setattr(actor, "GRACE", 2.0)
+    mine, store = telling(tmp_path, {1: "hangs"}), Store(tmp_path / "store", "mine")
+    engine.execute(mine, store, engine.build("ray", workers=1, lanes=3, timeout=8.0, retries=0))
+    found = {record.config["arch"]["stack"][0]["number"]: record for record in store.records()}
+    assert {n: r.failure for n, r in found.items() if r.failure} == {1: "timeout"} and sorted(found) == list(range(6))
 
 
 @needs("ray")

@@ -1,13 +1,14 @@
 """A worker of the engine `ray`: an actor, or the next one in its place, and the runs it has.
 
 Inside the actor a thread does the runs that come, one after the other or, in training, several at once
-(`training.interleave`); it is asked again and again what has ended.
+(`training.interleave`); another answers when it is asked what has ended.
 """
 
 import contextlib
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,13 +21,22 @@ GRACE = 60.0  # seconds that an actor with several runs has to end a late one it
 
 
 class Given(NamedTuple):
-    """What an actor works with. lanes: runs at once, None: as many as pay; 1: one, of any work."""
+    """What an actor works with. lanes: training runs at once, None: as many as pay; 0: one run of any work."""
 
     work: Work | None
     checkpoints: Path | None
     retry_on: tuple[str, ...]
     lanes: int | None
     timeout: float | None
+
+
+class Answer(NamedTuple):
+    """Runs that an actor takes at once, seconds since each began, the one whose turn it is, and those that ended."""
+
+    lanes: int
+    ages: dict[str, float]
+    turn: str | None
+    ended: list[tuple[str, Outcome]]
 
 
 class Actor:
@@ -40,21 +50,28 @@ class Actor:
         self.given, self.lanes = given, given.lanes or 1
         self.inbox: queue.SimpleQueue[Run] = queue.SimpleQueue()
         self.ended: queue.SimpleQueue[tuple[str, Outcome] | BaseException] = queue.SimpleQueue()
+        self.began: dict[str, float] = {}
+        self.turn: str | None = None
+        self.error: BaseException | None = None
         threading.Thread(target=self._serve, name="runs", daemon=True).start()
 
     def give(self, run: Run) -> None:
         self.inbox.put(run)
 
-    def look(self, patience: float) -> tuple[int, list[tuple[str, Outcome]]]:
-        """How many runs it takes at once, and what became of those that have ended; it waits so long for one."""
-        ended = []
+    def look(self, patience: float) -> Answer:
+        """How things are; it waits so long for a run to end."""
+        ended: list[tuple[str, Outcome]] = []
         with contextlib.suppress(queue.Empty):
-            while True:
+            while self.error is None:
                 item = self.ended.get(timeout=patience) if patience and not ended else self.ended.get_nowait()
                 if isinstance(item, BaseException):
-                    raise item
-                ended.append(item)
-        return self.lanes, ended
+                    self.error = item
+                else:
+                    ended.append(item)
+        if self.error is not None and not ended:
+            raise self.error
+        now = time.monotonic()
+        return Answer(self.lanes, {run_id: now - began for run_id, began in dict(self.began).items()}, self.turn, ended)
 
     def _serve(self) -> None:
         import torch
@@ -62,11 +79,12 @@ class Actor:
         torch.set_num_threads(1)  # the other cores belong to the other actors
         work, checkpoints, retry_on, lanes, _ = self.given
         try:
-            if lanes != 1:
+            if lanes != 0:
                 self._interleave()
             while True:
                 run = self.inbox.get()
-                self.ended.put((run.id, attempt(work, run, lambda progress: None, checkpoints, retry_on)))
+                self._begin(run, True)
+                self._end(run, attempt(work, run, lambda progress: None, checkpoints, retry_on))
         except BaseException as error:
             self.ended.put(error)
 
@@ -77,8 +95,22 @@ class Actor:
         pace = training.Pace(lanes or training.how_many(), lanes or 1, tell=lambda lanes: setattr(self, "lanes", lanes))
         self.lanes = pace.lanes
         where = None if checkpoints is None else training.Checkpoints(checkpoints)
-        for ended in training.interleave(self._handed_out(), pace, None, where, timeout):
-            self.ended.put((ended.run.id, outcome_of(ended, retry_on)))
+        runs = training.interleave(
+            self._handed_out(), pace, None, where, timeout,
+            on_turn=lambda run: setattr(self, "turn", run.id), on_begin=self._begin,
+        )  # fmt: skip
+        for ended in runs:
+            self._end(ended.run, outcome_of(ended, retry_on))
+
+    def _begin(self, run: Run, begun: bool) -> None:
+        if begun:
+            self.began[run.id], self.turn = time.monotonic(), run.id
+        else:  # it must wait after all
+            self.began.pop(run.id, None)
+
+    def _end(self, run: Run, outcome: Outcome) -> None:
+        self.began.pop(run.id, None)
+        self.ended.put((run.id, outcome))
 
     def _handed_out(self) -> Iterator[Run | None]:
         while True:
@@ -91,37 +123,51 @@ class Actor:
 class Worker:
     """One actor, or the next one in its place, and the runs it has.
 
-    An actor that dies with several runs does not say whose fault it was. They are begun again without counting it, and
-    the next actor takes one at a time, so that whoever kills that one is known.
+    An actor that dies with several runs does not say whose fault it was. The next one begins them again by themselves,
+    one at a time, before it takes others; so whoever kills that one is known, and only his attempts count.
     """
 
-    def __init__(self, index: int, make: Callable[[bool], Any], timeout: float | None, several: bool):
-        self.index, self.make, self.timeout, self.several = index, make, timeout, several
+    def __init__(self, index: int, make: Callable[[], Any], timeout: float | None, several: bool, on_gpu: bool):
+        self.index, self.make, self.timeout, self.several, self.on_gpu = index, make, timeout, several, on_gpu
+        self.suspects: deque[Run] = deque()
         self._open()
 
     @property
     def room(self) -> int:
         """Runs it takes now."""
-        return max(0, self.lanes - len(self.runs)) if not self.closing else 0
+        return 0 if self.closing or self.alone or self.suspects else max(0, self.lanes - len(self.runs))
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.runs or self.suspects)
 
     def start(self, run: Run) -> None:
-        self.runs[run.id], self.began[run.id] = run, time.monotonic()
+        self.runs[run.id] = run
         self.actor.give.remote(run)
 
     def look(self, ray: Any) -> list[tuple[Run, Outcome]]:
         """What became of runs, now that `ref` has an answer."""
         try:
-            lanes, ended = ray.get(self.ref)
+            answer: Answer = ray.get(self.ref)
         except ray.exceptions.RayError as error:
             return self._lost(ray, error)
-        self.lanes, self.up = lanes, True
-        outcomes = [(self.runs.pop(run_id), outcome) for run_id, outcome in ended if run_id in self.runs]
-        # what filled the memory may still be there
-        self.closing |= any(outcome.record.failure == "memory" for _, outcome in outcomes)
-        if self.closing and not self.runs:
-            self._reopen(ray)
-        else:
-            self.ref = self.actor.look.remote(POLL)
+        now = time.monotonic()
+        self.lanes, self.turn, self.up = answer.lanes, answer.turn, True
+        self.began = {run_id: now - age for run_id, age in answer.ages.items()}
+        outcomes = [(self.runs.pop(run_id), outcome) for run_id, outcome in answer.ended if run_id in self.runs]
+        # what filled the memory may still be there, and after an error on a device every later run may fail too
+        self.closing |= any(
+            outcome.record.failure == "memory" or (outcome.record.failure and self.on_gpu and not self.several)
+            for _, outcome in outcomes
+        )
+        if not self.runs:
+            if self.closing:
+                self._reopen(ray)
+                return outcomes
+            self.alone = bool(self.suspects)
+            if self.suspects:
+                self.start(self.suspects.popleft())
+        self.ref = self.actor.look.remote(POLL)
         return outcomes
 
     def give_up(self, ray: Any) -> list[tuple[Run, Outcome]]:
@@ -129,14 +175,15 @@ class Worker:
         if self.timeout is None:
             return []
         limit, now = self.timeout + (GRACE if self.several else 0.0), time.monotonic()
-        late = {run_id for run_id in self.runs if now - self.began[run_id] > limit}
-        runs = list(self.runs.values()) if late else []
-        if late:
-            self._reopen(ray)
+        late = {run_id for run_id, began in self.began.items() if run_id in self.runs and now - began > limit}
+        if not late:
+            return []
+        guilty, runs = {self.turn} & set(self.runs) or late, list(self.runs.values())  # who does not let it end
+        self._reopen(ray)
         text = "WorkerKilled: another run in the same process took too long and did not yield"
         return [
             (run, Outcome(failed(run, too_late(self.timeout), "timeout"), True))
-            if run.id in late
+            if run.id in guilty
             else (run, Outcome(failed(run, text, "killed"), True, blameless=True))
             for run in runs
         ]
@@ -145,13 +192,14 @@ class Worker:
         runs = list(self.runs.values())
         if not runs and not self.up:
             raise error  # an actor that cannot even start: its reason is the sweep's
-        self.several &= len(runs) < 2
         self._reopen(ray)
+        if len(runs) > 1:
+            self.suspects.extend(runs)
+            return []
         memory = isinstance(error, ray.exceptions.OutOfMemoryError)
         reason = " ".join(str(error).partition("Some common causes")[0].split())
         text = f"WorkerKilled: {type(error).__name__}: {reason}"
-        failure = "memory" if memory else "killed"
-        return [(run, Outcome(failed(run, text, failure), True, blameless=len(runs) > 1)) for run in runs]
+        return [(run, Outcome(failed(run, text, "memory" if memory else "killed"), True)) for run in runs]
 
     def _reopen(self, ray: Any) -> None:
         with contextlib.suppress(Exception):  # it is dead already
@@ -161,6 +209,7 @@ class Worker:
     def _open(self) -> None:
         self.runs: dict[str, Run] = {}
         self.began: dict[str, float] = {}
-        self.lanes, self.up, self.closing = 0, False, False  # until it is up it takes no run
-        self.actor = self.make(self.several)
+        self.turn: str | None = None
+        self.lanes, self.up, self.closing, self.alone = 0, False, False, False  # until it is up it takes no run
+        self.actor = self.make()
         self.ref = self.actor.look.remote(0.0)

@@ -84,8 +84,10 @@ class Ray(Engine):
         ray = _ray()
         tell = on_event or (lambda event: None)
         on_gpu = any(run.device == "cuda" for run in runs)
-        lanes = self.lanes or (None if on_gpu and self.work is None and self.gpus >= 1 else 1)
-        pending = Pending(runs if lanes == 1 else sorted(runs, key=by_shape), claim, self.retries)
+        # on CUDA with one lane, too: what is compiled and captured is kept
+        several = self.work is None and (on_gpu or (self.lanes or 1) > 1)
+        lanes = self.lanes or (None if self.gpus >= 1 else 1)
+        pending = Pending(sorted(runs, key=by_shape) if several else runs, claim, self.retries)
         mine = not ray.is_initialized()
         workers: list[Worker] = []
         try:
@@ -94,13 +96,9 @@ class Ray(Engine):
             number = min(self.workers or self._room(ray, on_gpu), len(runs))
             # two calls at once: one waits for what ends, while the other brings a run
             remote = ray.remote(num_cpus=1, num_gpus=self.gpus if on_gpu else 0, max_concurrency=2)(Actor)
-
-            def actor(several: bool) -> Any:
-                given = self.work, self.checkpoints, self.retry_on, lanes if several else 1, self.timeout
-                return remote.remote(Given(*given))
-
-            workers += [Worker(i, actor, self.timeout, lanes != 1) for i in range(number)]
-            while pending or any(worker.runs for worker in workers):
+            given = Given(self.work, self.checkpoints, self.retry_on, lanes if several else 0, self.timeout)
+            workers += [Worker(i, lambda: remote.remote(given), self.timeout, several, on_gpu) for i in range(number)]
+            while pending or any(worker.busy for worker in workers):
                 for run, worker in share_out(pending, workers):
                     worker.start(run)
                     tell(Event(worker.index, run))
