@@ -7,7 +7,7 @@ choice of config groups (task, arch, ...); the values are then set on copies. Gr
 import copy
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,9 @@ from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import layers
+from mad.config import SECTIONS
 from mad.registry import unknown
+from mad.sweepfile import entries
 from mad.tasks import settings as protocol_settings
 
 LENGTHS = ("train.steps", "train.tokens", "train.budget_flops")  # a run takes one of them
@@ -131,7 +133,7 @@ class GridSweeper(Sweeper):
         if isinstance(self.settings, str):
             settings = protocol_settings(self.settings)
         else:
-            settings = _entries("task", self.settings)
+            settings = entries("settings", "task", _plain(self.settings))
         return [
             ([f"task={name}"], [f"{'train' if key in TRAINING else 'task'}.{key}={_text(v)}" for key, v in o.items()])
             for name, o in _kept(settings, chosen)
@@ -143,7 +145,7 @@ class GridSweeper(Sweeper):
         `arch=X` keeps the sweep's X with what it varies, or, where it has none, X as it is.
         """
         found = []
-        for name, keys in _kept(_entries("arch", self.archs), chosen):
+        for name, keys in _kept(entries("archs", "arch", _plain(self.archs)), chosen):
             axes = self.parse([f"arch.{key}={_text(value)}" for key, value in keys.items()])
             found += [([f"arch={name}"], list(point)) for point in itertools.product(*axes.values())]
         return found or [([], [])]
@@ -171,8 +173,7 @@ def apply(overrides: list[Override], config: DictConfig) -> None:
             if isinstance(node, DictConfig) and len(node) == 0 and depth > 0:
                 break  # a mapping that takes any key
             if isinstance(node, DictConfig) and key not in node:
-                prefix = ".".join(path[:depth])
-                raise unknown("key", override.key_or_group, (f"{prefix}.{k}".lstrip(".") for k in map(str, node)))
+                raise _unknown_key(override.key_or_group, ".".join(path[:depth]), map(str, node))
             node = node[key] if isinstance(node, DictConfig) else None
     with open_dict(config):  # for the keys of such mappings; all others are known to exist
         ConfigLoaderImpl._apply_overrides_to_config(overrides, config)
@@ -184,13 +185,8 @@ def _values(override: Override) -> list[str]:
     return [override.get_value_element_as_str()]
 
 
-def _entries(group: str, given: Any) -> list[tuple[str, dict[str, Any]]]:
-    """(name, the other keys) of each entry of a sweep's list."""
-    entries: Any = OmegaConf.to_container(given) if OmegaConf.is_config(given) else given or []
-    for entry in entries:
-        if group not in entry:
-            raise ValueError(f"an entry of the sweep's {group} axis needs the key {group!r}, got {entry}")
-    return [(entry[group], {key: value for key, value in entry.items() if key != group}) for entry in entries]
+def _plain(given: Any) -> Any:
+    return OmegaConf.to_container(given) if OmegaConf.is_config(given) else given
 
 
 def _kept(entries: list[tuple[str, dict[str, Any]]], chosen: list[str] | None) -> list[tuple[str, dict[str, Any]]]:
@@ -200,6 +196,18 @@ def _kept(entries: list[tuple[str, dict[str, Any]]], chosen: list[str] | None) -
     names = [text.partition("=")[2] for text in chosen]
     mine = [*entries, *((name, {}) for name in names if name not in dict(entries))]
     return [(name, keys) for name, keys in mine if name in names]
+
+
+def _unknown_key(key: str, prefix: str, known: Iterable[str]) -> ValueError:
+    error = unknown("key", key, (f"{prefix}.{choice}".lstrip(".") for choice in known))
+    option = key.removeprefix("task.")
+    for section, kind in SECTIONS.items():
+        if prefix == "task" and option in kind.__dataclass_fields__:
+            error = ValueError(
+                f"{error}; {option!r} is no option of a task but {section}.{option}, which a sweep's file has among "
+                "hydra.sweeper.params"
+            )
+    return error
 
 
 def _unknown_choice(group: str, name: str, options: list[str]) -> ValueError:

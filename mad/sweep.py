@@ -12,7 +12,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,68 +22,57 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from yaml import YAMLError
 
-from mad import ROOT, config, engine, ladder, leaderboard, plugins, tasks, trackers, training
+from mad import ROOT, config, engine, ladder, leaderboard, plugins, sweepfile, tasks, trackers, training
 from mad.leaderboard.command import literal
 from mad.records import Record, Store
 from mad.records import table as records_table
-from mad.registry import unknown
+from mad.sweepfile import SweepConfig, search_path
 
 RUN_KEYS = tuple(config.Run.__dataclass_fields__)
 OWN_KEYS = ("name", "results_dir", "engine", "tracker")  # the sweep's: no axes
 PLACES = ("device", "mode")  # where and how a run executes, which its id does not know
 SHOWN_ERRORS = 10
+MISTAKES = (ValueError, HydraException, OmegaConfBaseException)
+STOPPED = "\nstopped; what had finished is kept, the same command goes on from there"
 
 Point = tuple[dict[str, Any], list[str]]  # a configuration, and the overrides that led to it
 
 
-@dataclass
-class SweepConfig(config.Run):
-    """The schema of the command line: a run's keys, and where and how the sweep goes."""
-
-    name: str = "sweep"
-    results_dir: str = "results/${name}"  # this sweep's own folder
-    engine: dict[str, Any] = field(default_factory=dict)
-    tracker: str = "wandb"
-    ladder: dict[str, Any] = field(default_factory=dict)  # with a rung of it, in place of arch: see mad.ladder
-    rung: int | None = None
-
-
-# what a file of sweeps/ may hold, section by section
-SWEEP_FILE = {
-    "": (*SweepConfig.__dataclass_fields__, "defaults", "hydra"),
-    **{section: tuple(kind.__dataclass_fields__) for section, kind in config.SECTIONS.items()},
-    "hydra.sweeper": ("_target_", "params", "settings", "archs"),
-}
-
-
 def main() -> None:
     """The command: exit status 0, 1 where runs failed, 2 for a mistake in the command, 130 after Ctrl-C."""
-    arguments = sys.argv[1:]
+    try:
+        _hand_to_hydra(sys.argv[1:])
+    except KeyboardInterrupt:  # before the first run, or after the last
+        print(STOPPED, file=sys.stderr)
+        sys.exit(130)
+
+
+def _hand_to_hydra(arguments: list[str]) -> None:
     try:
         plugins.load(plugins.read(_plugins_of(arguments)))
-        _check_shadowed(arguments)
-        _check_sweep_file(arguments)
+        sweepfile.read(arguments)
+        sweepfile.check_shadowed(arguments)
     except ValueError as error:
         _refuse(error)
     ConfigStore.instance().store(name="schema", node=SweepConfig)
     for name in tasks.names():
         node = {"name": name, **tasks.options(name)}
         ConfigStore.instance().store(group="task", name=name, node=node)
-    if not any(argument.startswith(("-", "hydra.mode=", "hydra/")) for argument in arguments):
-        # Hydra would refuse a mistaken override before the sweeper could name the nearest choice
+    point.arguments = None
+    if not _for_hydra(arguments):  # Hydra would refuse a mistaken override before the sweeper could name the nearest
         point.arguments = [argument for argument in arguments if not argument.startswith(("hydra.", "sweeps="))]
-        sys.argv[1:] = [argument for argument in arguments if argument not in point.arguments]
+    sys.argv[1:] = [argument for argument in arguments if argument not in (point.arguments or ())]
     if not any(argument.startswith("hydra.searchpath=") for argument in arguments):
         # beside another override: Hydra takes no flags between two of them
         place = next((i for i, text in enumerate(sys.argv[1:], 1) if re.match(r"[+~]?[\w.@/]+=", text)), 1)
         sys.argv.insert(place, f"hydra.searchpath={literal([f'file://{folder}' for folder in search_path()])}")
-    try:
-        hydra.main(version_base=None, config_path=str(ROOT / "conf"), config_name="config")(point)()
-    except KeyboardInterrupt:  # before the first run, or after the last
-        print("\nstopped; what had finished is kept, the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
+    hydra.main(version_base=None, config_path=str(ROOT / "conf"), config_name="config")(point)()
+
+
+def _for_hydra(arguments: list[str]) -> bool:
+    """Whether these ask for something of Hydra's own, which then reads all of them, in place of the grid."""
+    return any(argument.startswith(("-", "hydra.mode=", "hydra/")) for argument in arguments)
 
 
 def point(cfg: DictConfig) -> None:
@@ -105,7 +93,7 @@ def run_points(points: Callable[[], list[Point]]) -> None:
         tracker = trackers.build(sweep["tracker"])
         store.make()
         store.check()
-    except (ValueError, HydraException, OmegaConfBaseException) as error:
+    except MISTAKES as error:
         _refuse(error)
     try:
         print(f"{sweep['name']}: {len(runs)} runs, checked in {checked:.1f} s -> {store.folder}", flush=True)
@@ -204,57 +192,6 @@ def _check_same(keys: Iterable[str], one: dict[str, Any], other: dict[str, Any],
         if one[key] != other[key]:
             texts = (literal(value) for value in (one[key], other[key]))
             raise ValueError(f"nothing was trained: {key} is {' and '.join(texts)}; {why}: give one value")
-
-
-def search_path() -> list[Path]:
-    """Where configuration is looked for besides conf/: the shipped sweeps, and the user's own in this folder."""
-    here = Path.cwd()
-    own = [folder for folder in (here, here / "conf") if here != ROOT and folder.is_dir()]
-    return [ROOT, *own]
-
-
-def _check_sweep_file(arguments: list[str]) -> None:
-    """The file of `sweeps=NAME`: Hydra would not say what in it is wrong, nor what it may hold."""
-    files = {file.stem: file for folder in search_path()[::-1] for file in (folder / "sweeps").glob("*.yaml")}
-    for argument in arguments:
-        key, _, name = argument.partition("=")
-        if key == "sweeps" and name not in files:
-            raise unknown("sweep", name, files)
-        if key == "sweeps":
-            try:
-                given: Any = OmegaConf.to_container(OmegaConf.load(files[name]))
-            except (YAMLError, UnicodeDecodeError) as error:
-                raise ValueError(f"{files[name]} is not YAML: {error}") from None
-            text = files[name].read_text(encoding="utf-8")
-            if not re.search(r"^#\s*@package\s+_global_\s*$", text, re.MULTILINE):
-                raise ValueError(f"{files[name]} needs '# @package _global_' as its first line: its keys are a sweep's")
-            _check_keys(files[name], given)
-
-
-def _check_keys(file: Path, given: Any) -> None:
-    """Whether a sweep's file, read, holds what it may, in the sections that it has."""
-    for section, known in SWEEP_FILE.items():
-        place = given
-        for part in filter(None, section.split(".")):
-            place = place.get(part) if isinstance(place, dict) else None
-        prefix = f"{section}." if section else ""
-        for key in place if isinstance(place, dict) else ():
-            if key not in known:
-                raise ValueError(f"{file}: {unknown('key', prefix + str(key), (prefix + choice for choice in known))}")
-
-
-def _check_shadowed(arguments: list[str]) -> None:
-    """Of two files for one choice the shipped one is read: nobody's own may be passed over in silence."""
-    given = arguments if any(text.startswith("sweeps=") for text in arguments) else [*arguments, "sweeps=quickstart"]
-    for group, _, value in (text.partition("=") for text in given):
-        for name in re.findall(r"[\w.-]+", value):
-            path = Path(group.lstrip("+~"), f"{name}.yaml")
-            shipped = [file for file in (ROOT / "conf" / path, ROOT / path) if file.is_file()]
-            own = [folder / path for folder in search_path()[1:] if (folder / path).is_file()]
-            if shipped and own and own[0].read_bytes() != shipped[0].read_bytes():
-                raise ValueError(
-                    f"{group}={name} is a choice that comes with mad, {own[0]} would not be read; give it another name"
-                )
 
 
 def _plugins_of(arguments: list[str]) -> list[str]:

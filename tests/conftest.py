@@ -4,6 +4,7 @@ Without a GPU, Triton kernels run in its interpreter, which has to be asked for 
 """
 
 import os
+import sys
 
 import pytest
 import torch
@@ -44,3 +45,28 @@ def expand():
             return list(sweeper.points(own))
 
         yield run
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder of one's own to work in."""
+    for name in ("sweeps", "conf/arch"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """What the command says, in this process, to a mistake."""
+    from mad import sweep
+
+    def run(*overrides):
+        monkeypatch.setattr(sys, "argv", ["mad.sweep", *overrides])
+        with pytest.raises(SystemExit) as end:
+            sweep.main()
+        said = capsys.readouterr()
+        assert end.value.code == 2 and not said.out and "Traceback" not in said.err
+        return said.err
+
+    return run

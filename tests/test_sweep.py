@@ -327,53 +327,6 @@ def test_text_from_the_command_line_to_the_table(tmp_path):
     assert columns <= set(table) and table[list(columns)].notna().all(axis=None)
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A folder of one's own to work in."""
-    for name in ("sweeps", "conf/arch"):
-        (tmp_path / name).mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("name: mine", "mine.yaml needs '# @package _global_' as its first line"),
-        ("# @package _global_\ntrain: {stepz: 3}", "unknown key 'train.stepz' (did you mean 'train.steps'?)"),
-        ("# @package _global_\nnme: mine", "unknown key 'nme' (did you mean 'name'?)"),
-        ("# @package _global_\nhydra: {sweeper: {parms: {}}}", "unknown key 'hydra.sweeper.parms' (did you mean 'hy"),
-    ],
-)
-def test_mistakes_in_a_sweeps_file(folder, refused, text, message):
-    (folder / "sweeps" / "mine.yaml").write_text(text)
-    assert message in refused(*TINY, "sweeps=mine")
-
-
-def test_a_file_that_a_shipped_one_hides_is_refused(folder, refused):
-    (folder / "sweeps" / "quickstart.yaml").write_text("# @package _global_\nname: mine")
-    assert "quickstart.yaml would not be read; give it another name" in refused(*TINY)
-    (folder / "sweeps" / "quickstart.yaml").write_bytes((sweep.ROOT / "sweeps" / "quickstart.yaml").read_bytes())
-    assert "unknown tracker" in refused(*TINY, "tracker=none1")  # the same text is no other choice
-    (folder / "conf" / "arch" / "hyena.yaml").write_text("stack: [attention]")
-    assert "arch=hyena is a choice that comes with mad" in refused(*TINY, "arch=attention,hyena")
-
-
-@pytest.fixture
-def refused(monkeypatch, capsys):
-    """What the command says, in this process, to a mistake."""
-
-    def run(*overrides):
-        monkeypatch.setattr(sys, "argv", ["mad.sweep", *overrides])
-        with pytest.raises(SystemExit) as end:
-            sweep.main()
-        said = capsys.readouterr()
-        assert end.value.code == 2 and not said.out and "Traceback" not in said.err
-        return said.err
-
-    return run
-
-
 @pytest.mark.parametrize(
     "mistake, message",
     [

@@ -1,0 +1,157 @@
+"""What a sweep is given: the keys of its command line, and its file, sweeps/NAME.yaml, read before Hydra reads it.
+
+Hydra takes any key of a file, and its errors name neither file nor choice; what plugins register must be there before
+it looks a task up.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from yaml import YAMLError
+
+from mad import ROOT, config
+from mad.registry import unknown
+
+
+@dataclass
+class SweepConfig(config.Run):
+    """The schema of the command line: a run's keys, and where and how the sweep goes."""
+
+    name: str = "sweep"
+    results_dir: str = "results/${name}"  # this sweep's own folder
+    engine: dict[str, Any] = field(default_factory=dict)
+    tracker: str = "wandb"
+    ladder: dict[str, Any] = field(default_factory=dict)  # with a rung of it, in place of arch: see mad.ladder
+    rung: int | None = None
+
+
+GROUPS = ("task", "arch", "ladder", "protocol", "engine", "sweeps")  # whose choices are files, or tasks
+
+# what a file of sweeps/ may hold: its sections, each a mapping, and their keys (None: any)
+SECTIONS: dict[str, tuple[str, ...] | None] = {
+    "": (*SweepConfig.__dataclass_fields__, "defaults", "hydra"),
+    **{section: tuple(kind.__dataclass_fields__) for section, kind in config.SECTIONS.items()},
+    **dict.fromkeys(("task", "engine", "ladder", "hydra")),
+    "hydra.sweeper": ("_target_", "params", "settings", "archs"),
+    "hydra.sweeper.params": None,
+}
+
+
+def search_path() -> list[Path]:
+    """Where configuration is looked for besides conf/: the shipped sweeps, and the user's own in this folder."""
+    here = Path.cwd()
+    own = [folder for folder in (here, here / "conf") if here != ROOT and folder.is_dir()]
+    return [ROOT, *own]
+
+
+def read(arguments: Iterable[str]) -> dict[Path, dict[str, Any]]:
+    """The file of `sweeps=NAME` and those of sweeps/ that it builds on, the one that counts most at the end.
+
+    Raises:
+        ValueError: there is no such sweep, or a file holds what it may not; the message names the file and the key.
+    """
+    known, found = _files(), {}
+    for key, _, name in (argument.partition("=") for argument in arguments):
+        if key == "sweeps" and name not in known:
+            raise unknown("sweep", name, known)
+        if key == "sweeps":
+            _read(name, known, found)
+    return found
+
+
+def entries(key: str, group: str, given: Any) -> list[tuple[str, dict[str, Any]]]:
+    """(name, the other keys) of each entry of an axis that a sweep lists.
+
+    Raises:
+        ValueError: it is no list of mappings that say their name.
+    """
+    wanted = f"expected a list of mappings, as [{{{group}: name, option: value}}]"
+    if given is None:
+        return []
+    if not isinstance(given, list):
+        raise ValueError(f"hydra.sweeper.{key}: {wanted}, got {given!r}")
+    for entry in given:
+        if not isinstance(entry, dict):
+            raise ValueError(f"hydra.sweeper.{key}: {wanted}, got the entry {entry!r}")
+        if not isinstance(entry.get(group), str):
+            raise ValueError(f"hydra.sweeper.{key}: every entry names its {group}, as {{{group}: name}}, got {entry!r}")
+    return [(entry[group], {option: value for option, value in entry.items() if option != group}) for entry in given]
+
+
+def check_shadowed(arguments: list[str]) -> None:
+    """Of two files for one choice the shipped one is read: nobody's own may be passed over in silence."""
+    given = arguments if any(text.startswith("sweeps=") for text in arguments) else [*arguments, "sweeps=quickstart"]
+    for group, _, value in (text.partition("=") for text in given):
+        for name in re.findall(r"[\w.-]+", value):
+            path = Path(group.lstrip("+~"), f"{name}.yaml")
+            shipped = [file for file in (ROOT / "conf" / path, ROOT / path) if file.is_file()]
+            own = [folder / path for folder in search_path()[1:] if (folder / path).is_file()]
+            if shipped and own and own[0].read_bytes() != shipped[0].read_bytes():
+                raise ValueError(
+                    f"{group}={name} is a choice that comes with mad, {own[0]} would not be read; give it another name"
+                )
+
+
+def _files() -> dict[str, Path]:
+    return {file.stem: file for folder in search_path()[::-1] for file in (folder / "sweeps").glob("*.yaml")}
+
+
+def _read(name: str, known: dict[str, Path], found: dict[Path, dict[str, Any]]) -> None:
+    """Put a file of sweeps/ and those that its defaults name into `found`, in the order in which Hydra merges them."""
+    file = known[name]
+    if file in found:
+        return
+    try:
+        given: Any = OmegaConf.to_container(OmegaConf.load(file))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not YAML: {error}") from None
+    if not re.search(r"^#\s*@package\s+_global_\s*$", file.read_text(encoding="utf-8"), re.MULTILINE):
+        raise ValueError(f"{file} needs '# @package _global_' as its first line: its keys are a sweep's")
+    try:
+        _check(given)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    found[file] = given
+    defaults = given.get("defaults", [])
+    for other in defaults if "_self_" in defaults else [*defaults, "_self_"]:
+        if other == "_self_":
+            found[file] = found.pop(file)
+        elif isinstance(other, str) and other in known:
+            _read(other, known, found)
+
+
+def _check(given: Any) -> None:
+    """Whether a sweep's file, read, holds what it may, in the sections that it has."""
+    for section, keys in SECTIONS.items():
+        place = given
+        for part in filter(None, section.split(".")):
+            place = place.get(part, {})  # what it is a part of has been seen to be a mapping
+        if not isinstance(place, dict):
+            raise ValueError(_no_mapping(section, place))
+        prefix = f"{section}." if section else ""
+        for key in place:
+            if keys and key not in keys:
+                raise unknown("key", f"{prefix}{key}", (prefix + choice for choice in keys))
+    for key, kind, example in (("defaults", "names", "[mad, _self_]"), ("plugins", "files", "[mine.py]")):
+        value = given.get(key, [])
+        if not isinstance(value, list) or (key == "plugins" and not all(isinstance(file, str) for file in value)):
+            raise ValueError(f"{key} must be a list of {kind}, as {example}, got {value!r}")
+    sweeper = given.get("hydra", {}).get("sweeper", {})
+    for key, value in sweeper.get("params", {}).items():
+        if key in SECTIONS and isinstance(value, dict):
+            raise ValueError(f"hydra.sweeper.params: write {key}.{next(iter(value), 'key')}: ..., not {key}: {value}")
+    entries("archs", "arch", sweeper.get("archs"))
+    if not isinstance(sweeper.get("settings"), str):  # a protocol's name
+        entries("settings", "task", sweeper.get("settings"))
+
+
+def _no_mapping(section: str, given: Any) -> str:
+    hint = f"; a choice of it goes into hydra.sweeper.params, as {section}: {given}"
+    return (
+        f"{section or 'a sweep'} must be a mapping of its keys, got {'nothing' if given is None else repr(given)}"
+        f"{hint if section in GROUPS and isinstance(given, str) else ''}"
+    )

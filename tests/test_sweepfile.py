@@ -1,0 +1,72 @@
+"""A sweep's file of one's own: what its axes mean, and what is refused."""
+
+import pytest
+
+from mad import sweep
+
+TINY = ["task=mqar", "arch=mqar_base_conv", "arch.dim=16", "train.steps=4", "train.batch_size=8", "tracker=none"]
+
+
+def write(folder, text, name="mine"):
+    (folder / "sweeps" / f"{name}.yaml").write_text(f"# @package _global_\n{text}\n")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("train: {stepz: 3}", "unknown key 'train.stepz' (did you mean 'train.steps'?)"),
+        ("nme: mine", "unknown key 'nme' (did you mean 'name'?)"),
+        ("hydra: {sweeper: {parms: {}}}", "unknown key 'hydra.sweeper.parms' (did you mean 'hydra.sweeper.params'?)"),
+        ("- name: mine", "a sweep must be a mapping of its keys, got [{'name': 'mine'}]"),
+        ("train:\nname: mine", "train must be a mapping of its keys, got nothing"),
+        ("arch: hyena", "got 'hyena'; a choice of it goes into hydra.sweeper.params, as arch: hyena"),
+        ("defaults: mad", "defaults must be a list of names, as [mad, _self_], got 'mad'"),
+        ("plugins: a.py", "plugins must be a list of files, as [mine.py], got 'a.py'"),
+    ],
+)
+def test_mistakes_in_a_sweeps_file(folder, refused, text, message):
+    write(folder, text)
+    said = refused(*TINY, "sweeps=mine")
+    assert message in said and "mine.yaml: " in said
+    (folder / "sweeps" / "mine.yaml").write_text(text)
+    assert "mine.yaml needs '# @package _global_' as its first line" in refused(*TINY, "sweeps=mine")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            "settings: [my_task]",
+            "a list of mappings, as [{task: name, option: value}], got the entry 'my_task'",
+        ),
+        (
+            "settings: {task: mqar}",
+            "a list of mappings, as [{task: name, option: value}], got {'task': 'mqar'}",
+        ),
+        ("settings: [{seq_len: 64}]", "settings: every entry names its task, as {task: name}, got {'seq_len': 64}"),
+        ("archs: hyena", "archs: expected a list of mappings, as [{arch: name, option: value}], got 'hyena'"),
+        ("params: [arch=attention]", "params must be a mapping of its keys, got ['arch=attention']"),
+        ("params: {arch: {stack: [mlp]}}", "params: write arch.stack: ..., not arch: {'stack': ['mlp']}"),
+    ],
+)
+def test_mistakes_in_the_axes_of_a_sweeps_file(folder, refused, text, message):
+    write(folder, f"hydra: {{sweeper: {{{text}}}}}")
+    said = refused("sweeps=mine", "tracker=none")
+    assert message in said and "mine.yaml: hydra.sweeper." in said
+    write(folder, "defaults: [mine, _self_]", "other")  # a file that another builds on is read with it
+    assert message in refused("sweeps=other", "tracker=none")
+
+
+def test_an_option_of_training_in_a_setting_is_told_its_place(folder, refused):
+    write(folder, "hydra: {sweeper: {settings: [{task: mqar, steps: 4}]}}")
+    said = refused("sweeps=mine", "tracker=none")
+    assert "'steps' is no option of a task but train.steps, which a sweep's file has among hydra.sweeper.params" in said
+
+
+def test_a_file_that_a_shipped_one_hides_is_refused(folder, refused):
+    (folder / "sweeps" / "quickstart.yaml").write_text("# @package _global_\nname: mine")
+    assert "quickstart.yaml would not be read; give it another name" in refused(*TINY)
+    (folder / "sweeps" / "quickstart.yaml").write_bytes((sweep.ROOT / "sweeps" / "quickstart.yaml").read_bytes())
+    assert "unknown tracker" in refused(*TINY, "tracker=none1")  # the same text is no other choice
+    (folder / "conf" / "arch" / "hyena.yaml").write_text("stack: [attention]")
+    assert "arch=hyena is a choice that comes with mad" in refused(*TINY, "arch=attention,hyena")
