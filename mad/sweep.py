@@ -5,6 +5,7 @@
 Every point is checked before the first trains. The same command again resumes. `--help` lists keys and choices.
 """
 
+import argparse
 import contextlib
 import os
 import re
@@ -36,6 +37,10 @@ SHOWN_ERRORS = 10
 MISTAKES = (ValueError, HydraException, OmegaConfBaseException)
 STOPPED = "\nstopped; what had finished is kept, the same command goes on from there"
 
+FLAGS = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # Hydra's for showing a configuration
+FLAGS.add_argument("--cfg", "-c")
+FLAGS.add_argument("--resolve", action="store_true")
+
 Point = tuple[dict[str, Any], list[str]]  # a configuration, and the overrides that led to it
 
 
@@ -59,7 +64,10 @@ def _hand_to_hydra(arguments: list[str]) -> None:
     for name in tasks.names():
         node = {"name": name, **tasks.options(name)}
         ConfigStore.instance().store(group="task", name=name, node=node)
-    point.arguments = None
+    asked, overrides = FLAGS.parse_known_args(arguments)
+    point.arguments, point.run_points = None, run_points
+    if asked.cfg == "job" and not _for_hydra(overrides):
+        arguments, point.run_points = overrides, show_first
     if not _for_hydra(arguments):  # Hydra would refuse a mistaken override before the sweeper could name the nearest
         point.arguments = [argument for argument in arguments if not argument.startswith(("hydra.", "sweeps="))]
     sys.argv[1:] = [argument for argument in arguments if argument not in (point.arguments or ())]
@@ -79,6 +87,16 @@ def point(cfg: DictConfig) -> None:
     """One point, as Hydra's stock launchers call it; the grid sweeper calls `run_points`."""
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     run_points(lambda: [(values, [])])
+
+
+def show_first(points: Callable[[], list[Point]]) -> None:
+    """`--cfg job`: the first run as its record would hold it, with the sweep's keys; all are checked, none trained."""
+    try:
+        runs, sweep = prepare(points())
+    except MISTAKES as error:
+        _refuse(error)
+    print(f"# the first of {len(runs)} runs; nothing was trained")
+    print(OmegaConf.to_yaml(OmegaConf.create(sweep | runs[0].to_dict())), end="")
 
 
 def run_points(points: Callable[[], list[Point]]) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
+from hydra.core.global_hydra import GlobalHydra
 
 from mad import leaderboard, sweep, training
 from mad.training.prepare import _cost
@@ -396,11 +398,28 @@ def test_a_record_of_another_schema_is_refused_before_anything_is_trained(tmp_pa
     assert "bring back a whole one" in refused(*TINY, f"results_dir={tmp_path}")
 
 
-def test_help_and_one_point():
+def test_help():
     assert "arch.{name,stack,dim" in command("--help").stdout
-    for arguments in (["task=mqar", "--cfg", "job"], ["--cfg", "job", "task=mqar"]):
-        shown = command(*arguments)
-        assert shown.returncode == 0 and "vocab_size: 8192" in shown.stdout, shown.stderr
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_the_first_run_can_be_shown(folder, monkeypatch, capsys, expand, at):
+    given = ["arch.stack=hyena,attention", "seed=range(2)"]
+    runs, about = sweep.prepare(expand(*given))
+    given[at:at] = ["--cfg", "job"]
+    monkeypatch.setattr(sys, "argv", ["mad.sweep", *given])
+    GlobalHydra.instance().clear()  # the fixture's
+    sweep.main()
+    said = capsys.readouterr().out
+    assert said.startswith("# the first of 12 runs; nothing was trained\n")
+    assert yaml.safe_load(said) == about | runs[0].to_dict()
+    assert runs[0].arch.name == "hyena" and runs[0].task["vocab_size"] == 128 and runs[0].optim.lr == 3e-3
+    assert not (folder / "results").exists()
+
+
+def test_mistakes_are_told_where_a_run_is_to_be_shown(refused):
+    assert "unknown key 'optim.lrr'" in refused(*TINY, "--cfg", "job", "optim.lrr=1")
+    assert "unknown layer 'hyenna'" in refused("--cfg", "job", "task=mqar", "arch.stack=hyenna")
 
 
 def test_ctrl_c_keeps_what_had_finished_and_the_next_call_goes_on(tmp_path):
