@@ -20,8 +20,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 import layers
 from mad.config import SECTIONS
+from mad.leaderboard.command import literal
 from mad.registry import unknown
-from mad.sweepfile import entries
+from mad.sweepfile import OWN_STACK, entries
 from mad.tasks import settings as protocol_settings
 
 LENGTHS = ("train.steps", "train.tokens", "train.budget_flops")  # a run takes one of them
@@ -97,25 +98,24 @@ class GridSweeper(Sweeper):
 
     def axes(self, arguments: list[str]) -> dict[str, list[str]]:
         """Key -> overrides, one a value. The command line takes the place of the sweep's axis of the same key."""
-        given = self.parse(arguments)
-        params = dict(self.params)
-        if "arch.stack" in given:
-            if "arch" not in given:
-                params["arch"] = "custom"
-            given.setdefault("arch.name", ["arch.name=null"])  # the arch's own name is not that stack's
-        mine = [key for key in LADDERS if key in given]
-        if mine and any(text != "ladder=none" for text in given.get("ladder", [])):
-            raise ValueError(
-                f"{' and '.join(text for key in (mine[0], 'ladder') for text in given[key][:1])} are given, but a "
-                f"ladder says itself what {mine[0]} is; leave out one of them"
-            )
+        given, params = self.parse(arguments), self.params
         if "ladder" in given:  # in place of the sweep's architectures, and the other way round
-            params.pop("arch", None)
+            params = {key: value for key, value in params.items() if key not in LADDERS}
         elif "arch" in given or "arch.stack" in given:
-            params = {key: value for key, value in params.items() if key not in ("ladder", "rung")}
+            replaced = ("arch", "arch.stack", "arch.name", "ladder", "rung")
+            params = {key: value for key, value in params.items() if key not in replaced}
         if any(key in given for key in (*LENGTHS, "train.epochs")):  # epochs count where none of the lengths is set
             given = {key: [f"{key}=null"] for key in LENGTHS} | given
-        return self.parse([f"{key}={_text(value)}" for key, value in params.items()]) | given
+        axes = self.parse([f"{key}={_text(value)}" for key, value in params.items()]) | given
+        mine = [key for key in LADDERS if key in axes]
+        if mine and any(text != "ladder=none" for text in axes.get("ladder", [])):
+            raise ValueError(
+                f"{' and '.join(text for key in (mine[0], 'ladder') for text in axes[key][:1])} are given, but a "
+                f"ladder says itself what {mine[0]} is; leave out one of them"
+            )
+        if "arch.stack" in axes:
+            axes |= {key: [f"{key}={literal(value)}"] for key, value in OWN_STACK.items() if key not in axes}
+        return axes
 
     def parse(self, texts: list[str]) -> dict[str, list[str]]:
         overrides = OverridesParser.create(config_loader=self.loader).parse_overrides(texts)
@@ -218,9 +218,10 @@ def _unknown_choice(group: str, name: str, options: list[str]) -> ValueError:
 
 
 def _text(value: Any) -> str:
-    """A YAML value as an override's text: null, lists of numbers, plain strings."""
-    if value is None:
-        return "null"
-    if isinstance(value, (list, tuple)) or OmegaConf.is_list(value):
-        return "[" + ",".join(_text(item) for item in value) + "]"
-    return str(value)
+    """A YAML value as an override's text, in which strings are Hydra's grammar: `1e-4,1e-3` is an axis."""
+    value = _plain(value)
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_text(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(_text, value)) + "]"
+    return value if isinstance(value, str) else literal(value)

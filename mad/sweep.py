@@ -28,7 +28,7 @@ from mad import ROOT, config, engine, ladder, leaderboard, plugins, sweepfile, t
 from mad.leaderboard.command import literal
 from mad.records import Record, Store
 from mad.records import table as records_table
-from mad.sweepfile import SweepConfig, search_path
+from mad.sweepfile import OWN_STACK, SweepConfig, search_path
 
 RUN_KEYS = tuple(config.Run.__dataclass_fields__)
 OWN_KEYS = ("name", "results_dir", "engine", "tracker")  # the sweep's: no axes
@@ -68,13 +68,18 @@ def _hand_to_hydra(arguments: list[str]) -> None:
     point.arguments, point.run_points = None, run_points
     if asked.cfg == "job" and not _for_hydra(overrides):
         arguments, point.run_points = overrides, show_first
-    if not _for_hydra(arguments):  # Hydra would refuse a mistaken override before the sweeper could name the nearest
+    more = {}
+    if _for_hydra(arguments):
+        keys = {argument.partition("=")[0] for argument in arguments}
+        more = {key: value for key, value in OWN_STACK.items() if "arch.stack" in keys and key not in keys}
+    else:  # Hydra would refuse a mistaken override before the sweeper could name the nearest choice
         point.arguments = [argument for argument in arguments if not argument.startswith(("hydra.", "sweeps="))]
     sys.argv[1:] = [argument for argument in arguments if argument not in (point.arguments or ())]
     if not any(argument.startswith("hydra.searchpath=") for argument in arguments):
-        # beside another override: Hydra takes no flags between two of them
-        place = next((i for i, text in enumerate(sys.argv[1:], 1) if re.match(r"[+~]?[\w.@/]+=", text)), 1)
-        sys.argv.insert(place, f"hydra.searchpath={literal([f'file://{folder}' for folder in search_path()])}")
+        more["hydra.searchpath"] = [f"file://{folder}" for folder in search_path()]
+    # beside another override: Hydra takes no flags between two of them
+    place = next((i for i, text in enumerate(sys.argv[1:], 1) if re.match(r"[+~]?[\w.@/]+=", text)), 1)
+    sys.argv[place:place] = [f"{key}={literal(value)}" for key, value in more.items()]
     hydra.main(version_base=None, config_path=str(ROOT / "conf"), config_name="config")(point)()
 
 

@@ -40,6 +40,9 @@ SECTIONS: dict[str, tuple[str, ...] | None] = {
     "hydra.sweeper.params": None,
 }
 
+# A stack of one's own is no shipped architecture's, and is not called after one: what follows where it is not given.
+OWN_STACK = {"arch": "custom", "arch.name": None}
+
 
 def search_path() -> list[Path]:
     """Where configuration is looked for besides conf/: the shipped sweeps, and the user's own in this folder."""
@@ -136,6 +139,12 @@ def _check(given: Any) -> None:
         for key in place:
             if keys and key not in keys:
                 raise unknown("key", f"{prefix}{key}", (prefix + choice for choice in keys))
+    for key in ("stack", "name"):
+        if key in given.get("arch", {}):
+            raise ValueError(
+                f"arch.{key} here would be that of every architecture, whichever is chosen; put it into "
+                f"hydra.sweeper.params, as arch.{key}: {'hyena-swiglu*2' if key == 'stack' else 'mine'}"
+            )
     for key, kind, example in (("defaults", "names", "[mad, _self_]"), ("plugins", "files", "[mine.py]")):
         value = given.get(key, [])
         if not isinstance(value, list) or (key == "plugins" and not all(isinstance(file, str) for file in value)):

@@ -422,6 +422,15 @@ def test_mistakes_are_told_where_a_run_is_to_be_shown(refused):
     assert "unknown layer 'hyenna'" in refused("--cfg", "job", "task=mqar", "arch.stack=hyenna")
 
 
+@pytest.mark.parametrize("name, want", [([], None), (["arch.name=mine"], "mine")])
+def test_one_point_of_hydras_own_is_not_called_after_an_arch(folder, monkeypatch, name, want):
+    found = []
+    monkeypatch.setattr(sweep, "run_points", lambda points: found.extend(points()))
+    monkeypatch.setattr(sys, "argv", ["mad.sweep", "hydra.mode=RUN", "arch.stack=[mlp]", *name])
+    sweep.main()
+    assert values(found, "arch.name") == [want] and values(found, "arch.stack") == [["mlp"]]
+
+
 def test_ctrl_c_keeps_what_had_finished_and_the_next_call_goes_on(tmp_path):
     given = [*TINY, "seed=range(12)", "train.steps=60", f"results_dir={tmp_path}/mine", "engine.workers=1"]
     process = subprocess.Popen(

@@ -1,5 +1,7 @@
 """A sweep's file of one's own: what its axes mean, and what is refused."""
 
+import functools
+
 import pytest
 
 from mad import sweep
@@ -7,8 +9,29 @@ from mad import sweep
 TINY = ["task=mqar", "arch=mqar_base_conv", "arch.dim=16", "train.steps=4", "train.batch_size=8", "tracker=none"]
 
 
+def values(points, key):
+    return [functools.reduce(dict.__getitem__, key.split("."), config) for config, _ in points]
+
+
 def write(folder, text, name="mine"):
     (folder / "sweeps" / f"{name}.yaml").write_text(f"# @package _global_\n{text}\n")
+
+
+def test_a_stack_in_a_sweeps_file_is_not_called_after_an_arch(folder, expand):
+    own = "{arch.stack: [hyena, {name: moe, top_k: 1}], arch.dim: 16}"
+    write(folder, f"hydra: {{sweeper: {{params: {own}, settings: [{{task: mqar}}]}}}}")
+    points = expand("sweeps=mine")
+    assert values(points, "arch.name") == [None]
+    assert values(points, "arch.stack") == [["hyena", {"name": "moe", "top_k": 1}]]
+    assert "transformer" not in sweep.prepare(points)[0][0].arch.name
+    assert values(expand("sweeps=mine", "arch.name=mine"), "arch.name") == ["mine"]
+    other = expand("sweeps=mine", "arch=attention,hyena")  # the command line's in place of the sweep's
+    assert values(other, "arch.name") == ["attention", "hyena"]
+    assert [run.arch.stack[0] for run in sweep.prepare(other)[0]] == ["attention", "hyena"]
+    (run,), _ = sweep.prepare(expand("sweeps=mine", "ladder=transformer", "rung=0"))
+    assert run.arch.name == "transformer" and run.arch.dim == 8
+    with pytest.raises(ValueError, match="arch.dim=32 and ladder=transformer are given, but a ladder says itself"):
+        expand("sweeps=isoflop", "arch.dim=32")
 
 
 @pytest.mark.parametrize(
@@ -20,6 +43,8 @@ def write(folder, text, name="mine"):
         ("- name: mine", "a sweep must be a mapping of its keys, got [{'name': 'mine'}]"),
         ("train:\nname: mine", "train must be a mapping of its keys, got nothing"),
         ("arch: hyena", "got 'hyena'; a choice of it goes into hydra.sweeper.params, as arch: hyena"),
+        ("arch: {stack: [mlp]}", "put it into hydra.sweeper.params, as arch.stack: hyena-swiglu*2"),
+        ("arch: {name: own}", "put it into hydra.sweeper.params, as arch.name: mine"),
         ("defaults: mad", "defaults must be a list of names, as [mad, _self_], got 'mad'"),
         ("plugins: a.py", "plugins must be a list of files, as [mine.py], got 'a.py'"),
     ],
