@@ -126,7 +126,7 @@ class GridSweeper(Sweeper):
         }
 
     def task_axis(self, chosen: list[str] | None) -> list[tuple[list[str], list[str]]]:
-        """(override of the group, overrides of its options) for every setting of the sweep.
+        """(override of the group, overrides of its options, each of one value) for every setting of the sweep.
 
         `task=X` keeps the sweep's settings of X, or, where it has none, X with its defaults.
         """
@@ -135,7 +135,7 @@ class GridSweeper(Sweeper):
         else:
             settings = entries("settings", "task", _plain(self.settings))
         return [
-            ([f"task={name}"], [f"{'train' if key in TRAINING else 'task'}.{key}={_text(v)}" for key, v in o.items()])
+            ([f"task={name}"], [f"{'train' if key in TRAINING else 'task'}.{key}={literal(v)}" for key, v in o.items()])
             for name, o in _kept(settings, chosen)
         ] or [([], [])]
 

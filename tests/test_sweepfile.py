@@ -1,6 +1,7 @@
 """A sweep's file of one's own: what its axes mean, and what is refused."""
 
 import functools
+import json
 
 import pytest
 
@@ -32,6 +33,16 @@ def test_a_stack_in_a_sweeps_file_is_not_called_after_an_arch(folder, expand):
     assert run.arch.name == "transformer" and run.arch.dim == 8
     with pytest.raises(ValueError, match="arch.dim=32 and ladder=transformer are given, but a ladder says itself"):
         expand("sweeps=isoflop", "arch.dim=32")
+
+
+def test_a_settings_option_is_one_value(folder, expand):
+    """In params and archs a text is Hydra's grammar, where commas make axes."""
+    texts = ["a, b (1)=c/d.txt", "1234567890123456", "null", "it's {x}", "[a,b]"]
+    entries = [{"task": "text", "path": text, "seq_len": 32, "batch_size": 8} for text in texts]
+    write(folder, f"hydra: {{sweeper: {{settings: {json.dumps(entries)}, params: {{seed: '1,2'}}}}}}")
+    points = expand("sweeps=mine")
+    assert values(points, "task.path") == [text for text in texts for _ in range(2)]
+    assert values(points, "seed") == [1, 2] * 5 and set(values(points, "train.batch_size")) == {8}
 
 
 @pytest.mark.parametrize(
