@@ -55,8 +55,8 @@ def main() -> None:
 
 def _hand_to_hydra(arguments: list[str]) -> None:
     try:
-        plugins.load(plugins.read(_plugins_of(arguments)))
-        sweepfile.read(arguments)
+        files = sweepfile.read(arguments)
+        plugins.load(plugins.read(_plugins_of(arguments, files.values())))
         sweepfile.check_shadowed(arguments)
     except ValueError as error:
         _refuse(error)
@@ -217,9 +217,12 @@ def _check_same(keys: Iterable[str], one: dict[str, Any], other: dict[str, Any],
             raise ValueError(f"nothing was trained: {key} is {' and '.join(texts)}; {why}: give one value")
 
 
-def _plugins_of(arguments: list[str]) -> list[str]:
-    """The files of `plugins=[...]` on the command line: what they register must be there before names are looked up."""
+def _plugins_of(arguments: list[str], files: Iterable[dict[str, Any]]) -> list[str]:
+    """The files of `plugins=[...]` on the command line, else of the sweep's: what they register must be there before
+    names are looked up."""
     given = [argument for argument in arguments if argument.startswith("plugins=")]
+    if not given:
+        return next((file["plugins"] for file in reversed([*files]) if "plugins" in file), [])
     try:
         parsed = OverridesParser.create().parse_overrides(given)
     except HydraException as error:

@@ -2,8 +2,11 @@
 
 import functools
 import json
+import subprocess
+import sys
 
 import pytest
+import yaml
 
 from mad import sweep
 
@@ -97,6 +100,32 @@ def test_an_option_of_training_in_a_setting_is_told_its_place(folder, refused):
     write(folder, "hydra: {sweeper: {settings: [{task: mqar, steps: 4}]}}")
     said = refused("sweeps=mine", "tracker=none")
     assert "'steps' is no option of a task but train.steps, which a sweep's file has among hydra.sweeper.params" in said
+
+
+PARITY = """
+from mad import tasks
+
+@tasks.register("parity")
+class Parity(tasks.Task):
+    def __init__(self, *, vocab_size=2, seq_len=8):
+        super().__init__(vocab_size=vocab_size, seq_len=seq_len)
+
+    def generate(self, rng, num, train):
+        inputs = rng.integers(0, 2, (num, self.seq_len))
+        return inputs, inputs.cumsum(axis=1) % 2
+"""
+
+
+def test_a_task_of_a_plugin_in_a_sweeps_file(folder):
+    (folder / "parity.py").write_text(PARITY)
+    write(folder, "plugins: [parity.py]\nhydra: {sweeper: {settings: [{task: parity, seq_len: 16}]}}", "base")
+    write(folder, "defaults: [base, _self_]\nname: mine")
+    done = subprocess.run(
+        [sys.executable, "-m", "mad.sweep", "sweeps=mine", "--cfg", "job"], capture_output=True, text=True, cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    shown = yaml.safe_load(done.stdout)
+    assert shown["task"] == {"name": "parity", "vocab_size": 2, "seq_len": 16} and shown["plugins"] == ["parity.py"]
 
 
 def test_a_file_that_a_shipped_one_hides_is_refused(folder, refused):
