@@ -64,6 +64,7 @@ def _hand_to_hydra(arguments: list[str]) -> None:
     for name in tasks.names():
         node = {"name": name, **tasks.options(name)}
         ConfigStore.instance().store(group="task", name=name, node=node)
+    OmegaConf.register_new_resolver("mad_choices", sweepfile.choices, replace=True)  # for conf/hydra/help
     asked, overrides = FLAGS.parse_known_args(arguments)
     point.arguments, point.run_points = None, run_points
     if asked.cfg == "job" and not _for_hydra(overrides):

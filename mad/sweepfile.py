@@ -51,6 +51,15 @@ def search_path() -> list[Path]:
     return [ROOT, *own]
 
 
+def choices() -> str:
+    """For --help, the choices that Hydra does not list by itself: the sweeps, and what lies in this folder."""
+    lines = [f"sweeps: {', '.join(sorted(_files()))}"]
+    for group in GROUPS[:-1]:
+        own = {file.stem for folder in search_path()[1:] for file in (folder / group).glob("*.yaml")}
+        lines += [f"{group} of this folder: {', '.join(sorted(own))}"] if own else []
+    return "\n".join(lines)
+
+
 def read(arguments: Iterable[str]) -> dict[Path, dict[str, Any]]:
     """The file of `sweeps=NAME` and those of sweeps/ that it builds on, the one that counts most at the end.
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 
 from mad import leaderboard, sweep, training
+from mad.config import SECTIONS
+from mad.sweepfile import SweepConfig
 from mad.training.prepare import _cost
 
 TINY = [
@@ -398,8 +401,16 @@ def test_a_record_of_another_schema_is_refused_before_anything_is_trained(tmp_pa
     assert "bring back a whole one" in refused(*TINY, f"results_dir={tmp_path}")
 
 
-def test_help():
-    assert "arch.{name,stack,dim" in command("--help").stdout
+def test_help_lists_all_keys_and_choices(folder):
+    (folder / "sweeps" / "mine.yaml").write_text("# @package _global_\nname: mine")
+    (folder / "conf" / "arch" / "own.yaml").write_text("stack: [mlp]")
+    said = command("--help", cwd=folder).stdout
+    keys = said.partition("keys:")[2].partition("== choices ==")[0]
+    for kind in (SweepConfig, *SECTIONS.values()):
+        assert [key for key in kind.__dataclass_fields__ if not re.search(rf"\b{key}\b", keys)] == []
+    lines = said.partition("== choices ==")[2].splitlines()
+    assert any(line.startswith("sweeps: ") and "mine, quickstart" in line for line in lines)
+    assert "arch of this folder: own" in lines and any(line.startswith("arch: attention,") for line in lines)
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
