@@ -5,11 +5,21 @@
 Every point is checked before the first trains. The same command again resumes. `--help` lists keys and choices.
 """
 
+import os
+import signal
+import sys
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+
+    def _stopped(*_: object) -> None:  # what is imported below takes seconds, and is no place for a traceback
+        os.write(2, b"\nstopped before anything began\n")
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, _stopped)
+
 import argparse
 import contextlib
-import os
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -276,4 +286,6 @@ def _refuse(error: Exception) -> None:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as nohup would have it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     main()

@@ -442,6 +442,17 @@ def test_one_point_of_hydras_own_is_not_called_after_an_arch(folder, monkeypatch
     assert values(found, "arch.name") == [want] and values(found, "arch.stack") == [["mlp"]]
 
 
+def test_ctrl_c_while_it_starts_ends_in_one_line():
+    given = [sys.executable, "-X", "importtime", "-m", "mad.sweep", *TINY]  # which says when hydra is there, torch not
+    process = subprocess.Popen(given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert any("hydra.errors" in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and errors.endswith("\nstopped before anything began\n")
+    assert "Traceback" not in errors
+
+
 def test_ctrl_c_keeps_what_had_finished_and_the_next_call_goes_on(tmp_path):
     given = [*TINY, "seed=range(12)", "train.steps=60", f"results_dir={tmp_path}/mine", "engine.workers=1"]
     process = subprocess.Popen(
