@@ -4,6 +4,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +105,7 @@ def mixed(x: torch.Tensor) -> torch.Tensor:
 def check_whole(**options: int) -> None:
     """Raise ValueError for options that are not whole numbers of at least 1: `check_whole(window=window)`."""
     for name, value in options.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 

@@ -76,9 +76,12 @@ def build(spec: str | Mapping[str, Any], dim: int, max_length: int) -> Layer:
             raise ValueError(f"layer {name!r}: {error}") from error
         raise
     except Exception as error:
-        if registry.get(name).__module__.startswith("layers."):
+        cls: Any = registry.get(name)
+        if cls.__module__.startswith("layers."):
             raise
-        place = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if frame.filename == cls.__init__.__code__.co_filename]
+        place = (own or frames)[-1]
         where = f"{pathlib.Path(place.filename).name}, line {place.lineno}"
         raise ValueError(f"layer {name!r}: {type(error).__name__}: {error} ({where})") from error
 

@@ -230,6 +230,8 @@ def forward(u, w, bias, dy, ys: list[torch.Tensor], first: int, activation: str)
     words do not fit. Of several streams, or several outputs a channel, all are computed by one launch."""
     channels, outputs = u.shape[1], w.shape[0]
     repeats = outputs // channels if outputs % channels == 0 and first == 0 else 1
+    if repeats not in REPEATS and len(ys) == 1:
+        repeats = 1  # a program for each output
     rows = rows_of(w, u, *ys, *([] if dy is None else [dy])) if repeats in REPEATS else []
     if not rows or rows[0].shape[0] > MOST:  # the plain kernel has the batch on the grid's first axis
         return False

@@ -1,6 +1,7 @@
 """What a model costs, from the layers' own formulas (torch's counter sees no FFT, scan or CPU attention)."""
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 
@@ -26,7 +27,7 @@ def cost(model: Any, length: int) -> Cost:
     Raises:
         ValueError: no token, or more than the model was built for.
     """
-    if not isinstance(length, int) or not 1 <= length <= model.embedding.max_length:
+    if not isinstance(length, Integral) or not 1 <= length <= model.embedding.max_length:
         raise ValueError(f"expected a length from 1 to max_length={model.embedding.max_length} tokens, got {length}")
     params, embedding = _trained(model), model.embedding
     tied = model.head.weight is embedding.tokens.weight

@@ -4,12 +4,14 @@ Those in `layers/` have their contract tests. This happens on the CPU, where the
 layer does to its process; one that cannot run there, because it needs a GPU, passes.
 """
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from layers import Layer
+from mad.models.stack import Parallel
 
 LONGEST = 512  # tokens that are tried
 CHANGE = 1e-3  # of earlier outputs, relative to their size, beyond what rounding makes
@@ -18,18 +20,19 @@ CHANGE = 1e-3  # of earlier outputs, relative to their size, beyond what roundin
 def try_layers(stack: Any, length: int) -> None:
     """Raise ValueError for a layer of a stack, from outside of `layers/`, whose output has another shape than its
     input, or that is causal by its word alone."""
+    length = min(length, LONGEST)
     for layer in own(stack.layers):
-        name, length = type(layer).__name__, min(length, LONGEST)
-        x, fresh = torch.randn(2, 2, length, layer.dim, generator=torch.Generator().manual_seed(0))
-        others = {first: torch.cat([x[:, :first], fresh[:, first:]], 1) for first in (length // 2, length - 1)}
-        training, _ = layer.training, layer.eval()
+        name, generator = type(layer).__name__, torch.Generator().manual_seed(0)
+        x, fresh = torch.randn(2, 2, length, layer.dim, generator=generator)
+        places = sorted({length // 2, min(length // 2 + 1, length - 1), length - 1})  # odd and even: of chunks, too
+        others = {first: torch.cat([x[:, :first], fresh[:, first:]], 1) for first in places}
         try:
-            y, again = output(layer, x), output(layer, x)
-            changed = {first: output(layer, other) for first, other in others.items()}
+            tried = copy.deepcopy(layer).eval()  # which may keep what it has seen
+            drawn(tried, generator)
+            y, again = output(tried, x), output(tried, x)
+            changed = {first: output(tried, other) for first, other in others.items()}
         except Exception:
             continue
-        finally:
-            layer.train(training)
         if getattr(y, "shape", None) != x.shape:
             got = tuple(y.shape) if isinstance(y, torch.Tensor) else type(y).__name__
             raise ValueError(f"{name} makes {got} of an input {tuple(x.shape)}; expected the same shape (B, T, dim)")
@@ -45,6 +48,13 @@ def try_layers(stack: Any, length: int) -> None:
                 )
 
 
+def drawn(layer: Layer, generator: torch.Generator) -> None:
+    """Numbers for the maps that begin at zero, behind which nothing would show."""
+    for parameter in layer.parameters():
+        if not parameter.any():
+            parameter.detach().copy_(torch.randn(parameter.shape, generator=generator) * layer.dim**-0.5)
+
+
 def output(layer: Layer, x: torch.Tensor) -> Any:
     """With the same noise every time, where the layer has some."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -55,7 +65,7 @@ def output(layer: Layer, x: torch.Tensor) -> Any:
 def own(branches: Any) -> Iterator[Layer]:
     """The layers that are not from `layers/`, those side by side too."""
     for layer in branches:
-        if hasattr(layer, "branches"):
+        if isinstance(layer, Parallel):
             yield from own(layer.branches)
         elif type(layer).__module__.partition(".")[0] not in ("layers", "mad"):
             yield layer

@@ -104,6 +104,17 @@ def test_four_tokens_a_word(half, repeats, stored, batch, channels, length, widt
     verify(kernels.short_conv, oracle, given, activation=activation, **half)
 
 
+@pytest.mark.parametrize("repeats, streams", [(1, 1), (3, 1), (6, 2), (4, 2), (3, 3), (5, 1)])
+def test_any_number_of_outputs_goes_by_words(monkeypatch, repeats, streams):
+    from kernels.short_conv import triton
+
+    monkeypatch.setattr(triton, "forward_kernel", None)  # the plain one
+    given = {name: t.to(HERE).half() for name, t in laid_out("channels first", repeats, 3, 2, 64, 3).items()}
+    ys = kernels.short_conv_streams(**given, streams=streams, backend="triton")
+    want = oracle(**{name: t.double() for name, t in given.items()}).chunk(streams, dim=1)
+    assert len(ys) == streams and all(relative_error(y, w) < 5e-3 for y, w in zip(ys, want, strict=True))
+
+
 @pytest.mark.parametrize(
     "stored, batch, length",
     [("channels first", 10, 60), ("channels first", 12, 47), ("batch first", 5, 24), ("batch first", 3, 260)],

@@ -107,7 +107,7 @@ def test_no_tokens_have_a_gradient_of_zeros(length, window):
 
 
 @pytest.mark.parametrize("batch, suffix, levels", [(2, 0, 1), (2, 0, 0), (0, 3, 1)])
-def test_no_keys_have_a_gradient_of_zeros(batch, suffix, levels):
+def test_no_keys_leave_every_tensor_its_gradient(batch, suffix, levels):
     q, prefixes, k, v, lengths = prefixed(batch, suffix)
     tensors = [t.requires_grad_() for t in (q, k, v, *prefixes[0])]
     kernels.shared_prefix_attention(q, prefixes[:levels], k, v, lengths).sum().backward()

@@ -38,6 +38,37 @@ class ForGPUs(layers.Layer):
         raise RuntimeError("needs CUDA tensors")
 
 
+class Hidden(Looking):
+    """What it sees is multiplied by zero at first."""
+
+    def __init__(self, dim, max_length):
+        super().__init__(dim, max_length)
+        self.out = nn.Linear(dim, dim)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x):
+        return self.out(super().forward(x))
+
+
+class Chunked(layers.Layer):
+    def forward(self, x):
+        return torch.cat([chunk.sum(1, keepdim=True).expand_as(chunk) for chunk in x.split(4, dim=1)], dim=1)
+
+
+class Branching(layers.Layer):
+    """Its branches are its own."""
+
+    def __init__(self, dim, max_length, branches=2):
+        super().__init__(dim, max_length)
+        self.branches = branches
+        self.register_buffer("seen", torch.zeros(()))
+        self.frozen = nn.Dropout().eval()
+
+    def forward(self, x):
+        self.seen += 1
+        return self.frozen(x)
+
+
 class Noisy(layers.Layer):
     def forward(self, x):
         return x + torch.randn_like(x)
@@ -66,6 +97,13 @@ def test_what_looks_ahead_is_refused():
         attempt(Causal(4, 12), Looking(4, 12))
     with pytest.raises(ValueError, match="^Looking looks ahead"):
         attempt(Parallel(4, 12, [Causal(4, 12), Looking(4, 12)]))
+
+
+@pytest.mark.parametrize("layer", [Hidden, Chunked])
+@pytest.mark.parametrize("length", [12, 17, 33])
+def test_so_is_what_hides_it(layer, length):
+    with pytest.raises(ValueError, match=f"^{layer.__name__} looks ahead"):
+        attempt(layer(4, 40), length=length)
 
 
 def test_another_shape_is_refused():
@@ -115,3 +153,6 @@ def test_a_trial_leaves_no_trace():
     before = torch.get_rng_state()
     attempt(Noisy(4, 12), Causal(4, 12))
     assert torch.equal(torch.get_rng_state(), before)
+    layer = Branching(4, 12)
+    attempt(layer)
+    assert layer.seen == 0 and layer.training and not layer.frozen.training
