@@ -104,9 +104,9 @@ class GridSweeper(Sweeper):
         elif "arch" in given or "arch.stack" in given:
             replaced = ("arch", "arch.stack", "arch.name", "ladder", "rung")
             params = {key: value for key, value in params.items() if key not in replaced}
-        said = [key for key in (*LENGTHS, "train.epochs") if given.get(key, [f"{key}=null"]) != [f"{key}=null"]]
-        if len(said) > 1 and "train.epochs" in said:
-            raise ValueError(f"{' and '.join(given[key][0] for key in said)} are given; one is enough")
+        said = [given[key][0] for key in LENGTHS if given.get(key, [f"{key}=null"]) != [f"{key}=null"]]
+        if said and len(given.get("train.epochs", ())) > 1:
+            raise ValueError(f"{said[0]} is the length of every run, an axis of train.epochs has no effect beside it")
         if any(key in given for key in (*LENGTHS, "train.epochs")):  # epochs count where none of the lengths is set
             given = {key: [f"{key}=null"] for key in LENGTHS} | given
         axes = self.parse([f"{key}={_text(value)}" for key, value in params.items()]) | given

@@ -66,7 +66,8 @@ def test_epochs_on_the_command_line_take_the_place_of_the_sweeps_steps(expand):
     points = expand("task=mqar", "arch=hyena", "train.epochs=1,2")  # the quickstart's own length is 400 steps
     assert values(points, "train.epochs") == [1, 2] and values(points, "train.steps") == [None, None]
     assert set(values(expand("sweeps=isoflop", "train.epochs=1"), "train.budget_flops")) == {None}
-    with pytest.raises(ValueError, match="train.steps=7 and train.epochs=1 are given; one is enough"):
+    assert values(expand("task=mqar", "arch=hyena", "train.epochs=1", "train.steps=7"), "train.steps") == [7]
+    with pytest.raises(ValueError, match="^train.steps=7 is the length of every run, an axis of train.epochs has no"):
         expand("task=mqar", "arch=hyena", "train.epochs=1,2", "train.steps=7")
 
 
