@@ -54,8 +54,7 @@ class ImplicitFilter(nn.Module):
         sine_frequency: float = 1.0,
     ):
         super().__init__()
-        positive(filter_order=filter_order)
-        positive(emb_dim=emb_dim)
+        positive(filter_order=filter_order, emb_dim=emb_dim)
         if emb_dim < 3 or emb_dim % 2 == 0:
             raise ValueError(f"emb_dim must be odd and at least 3 (t, and cos and sin of each band), got {emb_dim}")
         t = torch.linspace(0, 1, max_length).unsqueeze(-1)  # (L, 1)

@@ -31,7 +31,7 @@ from mad.training.prepare import build_task, cost
 
 MODES = ("eager", "captured", "compiled")
 LENGTHS = (32, 128, 1024)
-BASELINES = {name: options for name, options in reversed(tasks.settings("mad"))}  # the first setting of each task
+BASELINES = dict(reversed(tasks.settings("mad")))  # the first setting of each task
 TASK = "in_context_recall"
 LANES = (1, 2, 4, 8, 16)
 WARM = 2  # evaluations of a run before it counts

@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mad.config import Run
-from mad.engine.base import POLL, Outcome, Work, attempt, failed, outcome_of
-from mad.engine.worker import too_late
-
-GRACE = 60.0  # seconds that an actor with several runs has to end a late one itself: another may be compiled just then
+from mad.engine.base import POLL, Outcome, Work, attempt, attempts, failed
+from mad.engine.worker import GRACE, HELD_UP, too_late
 
 
 class Given(NamedTuple):
@@ -89,18 +87,13 @@ class Actor:
             self.ended.put(error)
 
     def _interleave(self) -> None:
-        from mad import training
-
         _, checkpoints, retry_on, lanes, timeout = self.given
-        pace = training.Pace(lanes or training.how_many(), lanes or 1, tell=lambda lanes: setattr(self, "lanes", lanes))
-        self.lanes = pace.lanes
-        where = None if checkpoints is None else training.Checkpoints(checkpoints)
-        runs = training.interleave(
-            self._handed_out(), pace, None, where, timeout,
+        runs = attempts(
+            self._handed_out(), lanes, lambda lanes: setattr(self, "lanes", lanes), checkpoints, timeout, retry_on,
             on_turn=lambda run: setattr(self, "turn", run.id), on_begin=self._begin,
         )  # fmt: skip
-        for ended in runs:
-            self._end(ended.run, outcome_of(ended, retry_on))
+        for run, outcome in runs:
+            self._end(run, outcome)
 
     def _begin(self, run: Run, begun: bool) -> None:
         if begun:
@@ -180,11 +173,10 @@ class Worker:
             return []
         guilty, runs = {self.turn} & set(self.runs) or late, list(self.runs.values())  # who does not let it end
         self._reopen(ray)
-        text = "WorkerKilled: another run in the same process took too long and did not yield"
         return [
             (run, Outcome(failed(run, too_late(self.timeout), "timeout"), True))
             if run.id in guilty
-            else (run, Outcome(failed(run, text, "killed"), True, blameless=True))
+            else (run, Outcome(failed(run, HELD_UP, "killed"), True, blameless=True))
             for run in runs
         ]
 

@@ -216,11 +216,30 @@ def attempt(
         return of_error(run, error, time.perf_counter() - began, retry_on)
 
 
-def outcome_of(ended: Any, retry_on: Iterable[str] = ()) -> Outcome:
-    """What became of one of several runs, as `training.interleave` says it."""
-    if ended.record is not None:
-        return Outcome(ended.record)
-    return of_error(ended.run, ended.error, ended.seconds, retry_on, ended.late)
+def attempts(
+    source: Iterator[Run | None],
+    lanes: int | None,
+    tell: Callable[[int], None],
+    checkpoints: Path | None,
+    timeout: float | None,
+    retry_on: Iterable[str],
+    **heard: Callable[..., None],
+) -> Iterator[tuple[Run, Outcome]]:
+    """`attempt` of the runs that come, `lanes` or as many as pay at once, as they end; `tell` hears how many these are.
+
+    heard: on_progress, on_turn and on_begin of `training.interleave`.
+    """
+    from mad import training
+
+    pace = training.Pace(lanes or training.how_many(), lanes or 1, tell=tell)
+    tell(pace.lanes)
+    where = None if checkpoints is None else training.Checkpoints(checkpoints)
+    for ended in training.interleave(source, pace, checkpoints=where, timeout=timeout, **heard):
+        if ended.record is not None:
+            yield ended.run, Outcome(ended.record)
+        else:
+            assert ended.error is not None
+            yield ended.run, of_error(ended.run, ended.error, ended.seconds, retry_on, ended.late)
 
 
 def of_error(run: Run, error: Exception, seconds: float, retry_on: Iterable[str] = (), late: bool = False) -> Outcome:

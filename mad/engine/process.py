@@ -20,9 +20,9 @@ from pebble import ProcessPool
 from mad.config import Run
 from mad.engine import worker as inside
 from mad.engine.base import Outcome, failed
+from mad.engine.worker import GRACE
 
 VANISHED = 2.0  # seconds without its process after which a run is given up
-GRACE = 60.0  # seconds that a process with several runs has to end a late one itself: another may be compiled just then
 
 Progress = dict[str, Any]
 
@@ -147,7 +147,7 @@ class Worker:
         if self.stopped == "late" and run.id in self.late:
             failure, reason = "timeout", inside.too_late(self.engine.timeout)
         elif self.stopped == "late":
-            failure, reason = "killed", "WorkerKilled: another run in the same process took too long and did not yield"
+            failure, reason = "killed", inside.HELD_UP
         elif error is None:
             failure, reason = "killed", "WorkerKilled: the worker process ended in mid-run, with status 0"
         else:

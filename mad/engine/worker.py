@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mad.config import Run
-from mad.engine.base import Outcome, Work, attempt, outcome_of
+from mad.engine.base import Outcome, Work, attempt, attempts
 
 CAN_LIMIT_MEMORY = sys.platform == "linux"
 OUT_OF_MEMORY_KILLS = ("/sys/fs/cgroup/memory.events", "/proc/vmstat")  # where the kernel counts them
+
+GRACE = 60.0  # seconds that a process with several runs has to end a late one itself: another may be compiled just then
+HELD_UP = "WorkerKilled: another run in the same process took too long and did not yield"
 
 BEGUN = "begun"  # key of the message with which a run begins: the process's number, or None: it must wait after all
 RUN = "run"  # of every message about a run: its id
@@ -79,27 +82,24 @@ def execute(run: Run, timeout: float | None) -> Outcome:
 def serve(lanes: int | None, timeout: float | None) -> None:
     """Train the runs that come, `lanes` or as many as pay at once, until nobody sends any more."""
     assert _told is not None and _trace is not None
-    from mad import training
-
     told, traces = _told, Path(_trace.name).parent
-    pace = training.Pace(lanes or training.how_many(), lanes or 1, tell=lambda lanes: told.send({LANES: lanes}))
-    told.send({LANES: pace.lanes})
     turn = traces / f"{os.getpid()}{TURN}"
     turn.write_bytes(b" " * 16)
-    checkpoints = None if _checkpoints is None else training.Checkpoints(_checkpoints)
     with turn.open("r+b") as file, mmap.mmap(file.fileno(), 16) as whose:
-        for ended in training.interleave(
+        for run, outcome in attempts(
             _handed_out(),
-            pace,
-            lambda run, progress: told.send({RUN: run.id, **progress}),
-            checkpoints,
+            lanes,
+            lambda lanes: told.send({LANES: lanes}),
+            _checkpoints,
             timeout,
+            _retry_on,
+            on_progress=lambda run, progress: told.send({RUN: run.id, **progress}),
             on_turn=lambda run: whose.__setitem__(slice(16), run.id.encode()),
             on_begin=lambda run, begun: told.send({RUN: run.id, BEGUN: os.getpid() if begun else None}),
         ):
             # by a file: a message of this size could be cut off where the process dies, and be waited for for ever
-            (traces / f"{ended.run.id}{OUTCOME}").write_bytes(pickle.dumps(outcome_of(ended, _retry_on)))
-            told.send({RUN: ended.run.id, OUTCOME: True})
+            (traces / f"{run.id}{OUTCOME}").write_bytes(pickle.dumps(outcome))
+            told.send({RUN: run.id, OUTCOME: True})
 
 
 def _handed_out() -> Iterator[Run | None]:
