@@ -27,15 +27,17 @@ from mad.tasks import settings as protocol_settings
 
 LENGTHS = ("train.steps", "train.tokens", "train.budget_flops")  # a run takes one of them
 LADDERS = ("arch", "arch.stack", "arch.name", "arch.dim")  # what a ladder says
+LISTS = ("arch.stack", "task.segments", "plugins")  # whose one value is a list
 # options of a setting that are training's, not the task's
 TRAINING = ("epochs", "eval_every", "num_train", "num_test", "batch_size")
 
 
 @dataclass
 class GridConf:
-    """`params`: value axes, {"optim.lr": "1e-4,1e-3"}; the command line wins. `settings`: the task axis, a protocol's
-    name or a list of {task: name, option: value, ...}. `archs`: the architectures' axis where they differ in what is
-    varied, a list of {arch: name, key: values, ...} with keys of arch, as {arch: mqar_based, dim: "48,64"}."""
+    """`params`: value axes, {"optim.lr": "1e-4,1e-3"} or {"optim.lr": [1e-4, 1e-3]}; the command line wins.
+    `settings`: the task axis, a protocol's name or a list of {task: name, option: value, ...}. `archs`: the
+    architectures' axis where they differ in what is varied, a list of {arch: name, key: values, ...} with keys of arch,
+    as {arch: mqar_based, dim: "48,64"}."""
 
     _target_: str = "hydra_plugins.mad_grid.GridSweeper"
     params: dict[str, Any] = field(default_factory=dict)
@@ -109,7 +111,7 @@ class GridSweeper(Sweeper):
             raise ValueError(f"{said[0]} is the length of every run, an axis of train.epochs has no effect beside it")
         if any(key in given for key in (*LENGTHS, "train.epochs")):  # epochs count where none of the lengths is set
             given = {key: [f"{key}=null"] for key in LENGTHS} | given
-        axes = self.parse([f"{key}={_text(value)}" for key, value in params.items()]) | given
+        axes = self.parse([_axis(key, value) for key, value in params.items()]) | given
         mine = [key for key in LADDERS if key in axes]
         if mine and any(text != "ladder=none" for text in axes.get("ladder", [])):
             raise ValueError(
@@ -149,7 +151,7 @@ class GridSweeper(Sweeper):
         """
         found = []
         for name, keys in _kept(entries("archs", "arch", _plain(self.archs)), chosen):
-            axes = self.parse([f"arch.{key}={_text(value)}" for key, value in keys.items()])
+            axes = self.parse([_axis(f"arch.{key}", value) for key, value in keys.items()])
             found += [([f"arch={name}"], list(point)) for point in itertools.product(*axes.values())]
         return found or [([], [])]
 
@@ -218,6 +220,14 @@ def _unknown_choice(group: str, name: str, options: list[str]) -> ValueError:
     if group == "arch" and name in layers.names():
         error = ValueError(f"{error}; {name!r} is a layer, which a stack is made of: arch.stack={name}-swiglu")
     return error
+
+
+def _axis(key: str, value: Any) -> str:
+    """A key's values in YAML as an override's text: a list is an axis, but where one value is a list already."""
+    value = _plain(value)
+    if not isinstance(value, (list, tuple)) or key in LISTS:
+        return f"{key}={_text(value)}"
+    return f"{key}={','.join(map(_text, value))}"
 
 
 def _text(value: Any) -> str:

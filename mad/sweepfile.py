@@ -162,6 +162,8 @@ def _check(given: Any) -> None:
     for key, value in sweeper.get("params", {}).items():
         if key in SECTIONS and isinstance(value, dict):
             raise ValueError(f"hydra.sweeper.params: write {key}.{next(iter(value), 'key')}: ..., not {key}: {value}")
+        if value == []:
+            raise ValueError(f"hydra.sweeper.params: {key} is an axis without a value")
     entries("archs", "arch", sweeper.get("archs"))
     if not isinstance(sweeper.get("settings"), str):  # a protocol's name
         entries("settings", "task", sweeper.get("settings"))

@@ -38,6 +38,20 @@ def test_a_stack_in_a_sweeps_file_is_not_called_after_an_arch(folder, expand):
         expand("sweeps=isoflop", "arch.dim=32")
 
 
+def test_a_list_in_yaml_is_an_axis_but_where_a_value_is_a_list(folder, expand, refused):
+    lists = "{arch: [hyena, attention], optim.lr: [1e-3, 1e-4], seed: [7]}"
+    write(folder, f"hydra: {{sweeper: {{params: {lists}, settings: [{{task: mqar}}]}}}}")
+    points = expand("sweeps=mine")
+    assert values(points, "arch.name") == ["hyena", "hyena", "attention", "attention"]
+    assert values(points, "optim.lr") == [1e-3, 1e-4] * 2 and set(values(points, "seed")) == {7}
+    assert values(expand("sweeps=mine", "optim.lr=1"), "optim.lr") == [1, 1]
+    write(folder, "hydra: {sweeper: {archs: [{arch: hyena, dim: [16, 32], stack: [hyena, mlp]}]}}")
+    points = expand("sweeps=mine", "task=mqar")
+    assert values(points, "arch.dim") == [16, 32] and values(points, "arch.stack") == [["hyena", "mlp"]] * 2
+    write(folder, "hydra: {sweeper: {params: {seed: []}}}")
+    assert "seed is an axis without a value" in refused("sweeps=mine", "tracker=none")
+
+
 def test_a_settings_option_is_one_value(folder, expand):
     """In params and archs a text is Hydra's grammar, where commas make axes."""
     texts = ["a, b (1)=c/d.txt", "1234567890123456", "null", "it's {x}", "[a,b]"]
