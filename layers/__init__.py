@@ -23,6 +23,7 @@ __all__ = ["ChannelMixer", "Layer", "build", "names", "options", "register", "re
 KINDS = ("sequence", "channel")
 registry = Registry("layer")
 options = registry.options  # options("hyena") -> {"filter_order": 4, ...}
+resolve = registry.resolve  # resolve({"name": "hyena", "filter_order": 64}) -> ("hyena", {"filter_order": 64})
 
 
 def register(name: str, *, kind: str):
@@ -41,17 +42,6 @@ def names(kind: str | None = None) -> list[str]:
     if kind not in (None, *KINDS):
         raise unknown("kind of layer", kind, KINDS)
     return registry.names(kind=kind)
-
-
-def resolve(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A spec, "hyena" or {"name": "hyena", "filter_order": 64}, as (name, options)."""
-    if isinstance(spec, str):
-        return spec, {}
-    if not isinstance(spec, Mapping) or "name" not in spec:
-        raise ValueError(f"a layer is a name or a mapping with the key 'name', got {spec!r}")
-    if not isinstance(spec["name"], str):
-        raise ValueError(f"the name of a layer is a string, got {spec['name']!r}")
-    return spec["name"], {key: value for key, value in spec.items() if key != "name"}
 
 
 def build(spec: str | Mapping[str, Any], dim: int, max_length: int) -> Layer:

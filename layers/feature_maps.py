@@ -43,13 +43,8 @@ def build_map(spec: str | Mapping[str, Any], head_dim: int, num_heads: int, max_
     Raises:
         ValueError: `spec` is neither, or the map, an option or a value does not exist.
     """
-    options = {"name": spec} if isinstance(spec, str) else spec
-    if not isinstance(options, Mapping) or "name" not in options:
-        raise ValueError(
-            f"a feature map is a name or a mapping with the key 'name', got {spec!r}; there are {registry.names()}"
-        )
-    given = {key: value for key, value in options.items() if key != "name"}
-    return registry.build(options["name"], head_dim, num_heads, max_length, **given)
+    name, options = registry.resolve(spec)
+    return registry.build(name, head_dim, num_heads, max_length, **options)
 
 
 @registry.register("elu")

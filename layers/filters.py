@@ -21,13 +21,9 @@ registry = Registry("filter")
 
 def build_filter(spec: str | Mapping[str, Any], channels: int, max_length: int, **defaults: Any) -> nn.Module:
     """Build the filter `spec`, a name or a mapping of name and options; `defaults` are the layer's own options."""
-    if not isinstance(spec, (str, Mapping)):
-        known = ", ".join(registry.names())
-        raise ValueError(f"a filter is a name or a mapping with the key 'name', got {spec!r}; there are: {known}")
-    spec = {"name": spec} if isinstance(spec, str) else dict(spec)
-    name = spec.pop("name", None)
+    name, options = registry.resolve(spec)
     known = registry.options(name) if name in registry.names() else {}
-    return registry.build(name, channels, max_length, **{k: v for k, v in defaults.items() if k in known} | spec)
+    return registry.build(name, channels, max_length, **{k: v for k, v in defaults.items() if k in known} | options)
 
 
 @registry.register("implicit")

@@ -7,7 +7,7 @@ what there is, and which choice is nearest.
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
@@ -66,6 +66,23 @@ class Registry:
         """The options of `name` and their defaults: the keyword-only arguments of its `__init__`."""
         parameters = inspect.signature(self.get(name).__init__).parameters.values()
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    def resolve(self, spec: Any) -> tuple[str, dict[str, Any]]:
+        """A spec, a name or a mapping of `name` and options, as (name, options).
+
+        Raises:
+            ValueError: it is neither.
+        """
+        if isinstance(spec, str):
+            return spec, {}
+        if not isinstance(spec, Mapping) or "name" not in spec:
+            known = ", ".join(self.names())
+            raise ValueError(
+                f"a {self.noun} is a name or a mapping with the key 'name', got {spec!r}; expected one of: {known}"
+            )
+        if not isinstance(spec["name"], str):
+            raise ValueError(f"the name of a {self.noun} is a string, got {spec['name']!r}")
+        return spec["name"], {key: value for key, value in spec.items() if key != "name"}
 
     def build(self, name: Any, /, *args: Any, **options: Any) -> Any:
         """Build `name` with positional `args` and keyword `options`.
