@@ -26,6 +26,7 @@ from rich.table import Table
 
 from mad import ROOT, tasks, training
 from mad.config import Run
+from mad.records import save
 from mad.registry import unknown
 from mad.training.prepare import build_task, cost
 
@@ -216,4 +217,4 @@ def summary(rows: list[dict[str, Any]]) -> Table:
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pandas.DataFrame(rows).to_csv(path, index=False)
+    save(path, pandas.DataFrame(rows).to_csv(index=False))

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import mad
+from mad.records import save as save_text
 from mad.scaling.checks import ScalingWarning
 from mad.scaling.report import Group, Report, make, perplexity, read_scores, to_json
 from mad.scaling.table import ALIASES, read
@@ -181,15 +182,16 @@ def write(report: Report, table: Any, options: argparse.Namespace, folder: Path,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     text = json.dumps(about | to_json(report), indent=1, allow_nan=False)
-    (folder / "fits.json").write_text(text + "\n", encoding="utf-8")
+    save_text(folder / "fits.json", text + "\n")
     names = ["fits.json"]
     if options.no_figures:
         return names
-    from mad.scaling.figures import draw  # matplotlib takes its time
+    from mad.figures import save  # matplotlib takes its time
+    from mad.scaling.figures import draw
 
     for name, figure in draw(report):
         for kind in ("png", "pdf"):
-            figure.savefig(folder / f"{name}.{kind}")
+            save(figure, folder / f"{name}.{kind}")
         names.append(f"{name}.png and .pdf")
     return names
 
