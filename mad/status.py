@@ -35,8 +35,12 @@ class Status:
     @property
     def left(self) -> int:
         """Runs without a result, those under way included."""
-        done = {record.run_id for record in self.records if record.status in DONE}
-        return len(self.planned.keys() - done)
+        return len(self.planned.keys() - {record.run_id for record in self.records if record.status in DONE})
+
+    @property
+    def untouched(self) -> int:
+        """Runs that are neither over, failed ones included, nor under way."""
+        return len(self.planned.keys() - {it.run_id for it in (*self.records, *self.running)})
 
     @property
     def seconds_left(self) -> float | None:
@@ -70,8 +74,7 @@ def show(status: Status, console: Console) -> None:
     counts = Counter(record.status for record in status.records)
     parts = [f"{counts[name]} {name}" for name in ("ok", "diverged", "failed") if counts[name]]
     parts += [f"{len(status.running)} running"] if status.running else []
-    left = status.left - len(status.running) - counts["failed"]
-    parts += [f"{left} left"] if left > 0 else []
+    parts += [f"{status.untouched} left"] if status.untouched else []
     time_left = f"; about {duration(status.seconds_left)} to go" if status.left and status.seconds_left else ""
     name = escape(status.name)
     console.print(f"{name}: {len(status.planned)} runs: {', '.join(parts) or 'none begun'}{time_left}")

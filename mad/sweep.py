@@ -207,7 +207,7 @@ def prepare(points: Iterable[Point]) -> tuple[list[config.Run], dict[str, Any]]:
         raise ValueError("\n".join(["nothing was trained:", *lines[:SHOWN_ERRORS], *rest]))
     if not runs:
         raise ValueError("the sweep is empty: an axis has no values")
-    if not sweep["name"].strip():  # its folder would be that of all sweeps
+    if set(Path(sweep["name"].strip()).parts) <= {".", ".."}:  # its folder would be that of all sweeps, or above
         raise ValueError(
             f"nothing was trained: name is {sweep['name']!r}; expected what the sweep is called, name=mine"
         )

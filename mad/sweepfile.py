@@ -112,16 +112,21 @@ def _files() -> dict[str, Path]:
     return {file.stem: file for folder in search_path()[::-1] for file in (folder / "sweeps").glob("*.yaml")}
 
 
-def _read(name: str, known: dict[str, Path], found: dict[Path, dict[str, Any]]) -> None:
+def _read(name: str, known: dict[str, Path], found: dict[Path, dict[str, Any]], within: tuple[str, ...] = ()) -> None:
     """Put a file of sweeps/ and those that its defaults name into `found`, in the order in which Hydra merges them."""
     file = known[name]
+    if name in within:
+        raise ValueError(f"{file}: its defaults lead back to itself: {' -> '.join((*within, name))}")
     if file in found:
         return
     try:
         given: Any = OmegaConf.to_container(OmegaConf.load(file))
     except (YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not YAML: {error}") from None
-    if not re.search(r"^#\s*@package\s+_global_\s*$", file.read_text(encoding="utf-8"), re.MULTILINE):
+    text = file.read_text(encoding="utf-8")
+    if text.startswith("\ufeff"):
+        raise ValueError(f"{file} begins with a byte-order mark, behind which Hydra finds no package; save it without")
+    if not re.search(r"^#\s*@package\s+_global_\s*$", text, re.MULTILINE):
         raise ValueError(f"{file} needs '# @package _global_' as its first line: its keys are a sweep's")
     try:
         _check(given)
@@ -133,7 +138,7 @@ def _read(name: str, known: dict[str, Path], found: dict[Path, dict[str, Any]]) 
         if other == "_self_":
             found[file] = found.pop(file)
         elif isinstance(other, str) and other in known:
-            _read(other, known, found)
+            _read(other, known, found, (*within, name))
 
 
 def _check(given: Any) -> None:

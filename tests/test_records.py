@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mad.config import Run
-from mad.records import SCHEMA, Record, Store, dumps, loads, save, write_csv
+from mad.records import SCHEMA, Record, Store, dumps, loads, read_csv, save, write_csv
 
 
 def make(seed: int = 0, status: str = "ok", **fields: Any) -> Record:
@@ -337,3 +337,45 @@ def test_a_named_file_keeps_its_old_text_where_the_new_does_not_fit(tmp_path, mo
     assert (tmp_path / "board.md").read_text() == "new" and len(list(tmp_path.iterdir())) == 2
     save("/dev/stdout", "shown")
     assert capfd.readouterr().out == "shown"
+
+
+def test_a_comma_behind_every_row_shifts_nothing(tmp_path):
+    file = tmp_path / "runs.csv"
+    file.write_text("arch,task,accuracy\nhyena,mqar,0.5,\nattention,mqar,0.9,\n")
+    found = read_csv(file, {"arch", "task"}.__contains__)
+    assert found.to_dict("list") == {"arch": ["hyena", "attention"], "task": ["mqar"] * 2, "accuracy": [0.5, 0.9]}
+    file.write_text("arch,task,accuracy\nhyena,mqar,0.5,x\n")
+    with pytest.raises(ValueError, match=r"3 names in its first row, but row 1 has 4 cells: \['x'\]"):
+        read_csv(file, {"arch", "task"}.__contains__)
+
+
+def test_other_programs_files_beside_the_records_are_left_alone(tmp_path):
+    store = Store(tmp_path, "mine")
+    store.write(make())
+    others = [
+        tmp_path / "runs" / name for name in ("notes.json", f"{make().run_id} (copy).json", "._0123456789abcdef.json")
+    ]
+    for other in others:
+        other.write_text('{"note": "mine"}')
+    assert len(store.records()) == 1 and all(other.exists() for other in others)
+
+
+def test_packed_files_may_be_put_together(tmp_path):
+    """A result counts, wherever the failure of the same run stands."""
+    failed, done = (make(status=status) for status in ("failed", "ok"))
+    for order in ([failed, done], [done, failed]):
+        packs = []
+        for number, record in enumerate(order):
+            store = Store(tmp_path / f"{order[0].status}{number}", "mine")
+            store.write(record)
+            packs.append(store.pack().read_bytes())
+        whole = tmp_path / f"{order[0].status}-whole"
+        whole.mkdir()
+        (whole / "records.jsonl.gz").write_bytes(gzip.compress(b"\n").join(packs))
+        assert [record.status for record in Store(whole).records()] == ["ok"]
+
+
+@pytest.mark.parametrize("change, message", [({"error": 3}, "'error' must be a text or null, got 3")])
+def test_a_record_with_a_field_of_another_kind(change, message):
+    with pytest.raises(ValueError, match=message):
+        Record.from_dict(vars(make()) | change)

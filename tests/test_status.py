@@ -59,6 +59,12 @@ def test_counts_by_the_folder(folder):
     assert found.left == 5 and found.seconds_left == 75
 
 
+def test_a_failed_run_that_is_tried_again_is_not_taken_for_one_of_those_left(folder, capsys):
+    Claims(folder).take(runs(8)[1].id)
+    assert status.main([str(folder)]) == 0
+    assert "2 ok, 1 diverged, 1 failed, 3 running, 2 left" in capsys.readouterr().out
+
+
 def test_a_finished_sweep(tmp_path, capsys):
     engine.execute(runs(1), Store(tmp_path, "mine"), engine.build("inline", work))
     assert status.main([str(tmp_path)]) == 0

@@ -349,6 +349,7 @@ def test_text_from_the_command_line_to_the_table(tmp_path):
         ("plugins=[a.py],[b.py]", "all runs of a sweep have the same plugins"),
         ("ladder=hyena rung=0", "arch=mqar_base_conv and ladder=hyena are given"),
         ("name=", "name is ''; expected what the sweep is called"),
+        ("name=..", "name is '..'; expected what the sweep is called"),
         ("name=a,b", "name is a and b; a sweep has one: give one value"),
         ("engine.workers=1,2", "workers:2"),
         ("tracker=none,wandb", "tracker is none and wandb"),

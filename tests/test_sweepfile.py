@@ -110,6 +110,14 @@ def test_mistakes_in_the_axes_of_a_sweeps_file(folder, refused, text, message):
     assert message in refused("sweeps=other", "tracker=none")
 
 
+def test_files_that_cannot_be_built_on(folder, refused):
+    write(folder, "defaults: [other, _self_]")
+    write(folder, "defaults: [mine, _self_]", "other")
+    assert "its defaults lead back to itself: mine -> other -> mine" in refused("sweeps=mine", "tracker=none")
+    (folder / "sweeps" / "mine.yaml").write_text("\ufeff# @package _global_\nname: mine\n")
+    assert "mine.yaml begins with a byte-order mark" in refused("sweeps=mine", "tracker=none")
+
+
 def test_an_option_of_training_in_a_setting_is_told_its_place(folder, refused):
     write(folder, "hydra: {sweeper: {settings: [{task: mqar, steps: 4}]}}")
     said = refused("sweeps=mine", "tracker=none")

@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name in SUFFIXES:
             if getattr(chosen, name):
                 leaderboard.check_file(f"--{name}", getattr(chosen, name), SUFFIXES[name])
+                _check_kept(f"--{name}", getattr(chosen, name), chosen.tables)
         if chosen.publish:
             _check_publishing(chosen.publish, chosen.tables)
         published = leaderboard.read_anchors(chosen.anchors) if chosen.anchors else None
@@ -58,6 +59,17 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _check_kept(option: str, file: str, tables: list[str]) -> None:
+    """Whether `file` is none of the tables: it would be replaced.
+
+    Raises:
+        ValueError: it is one, or the results.csv of one.
+    """
+    for table in tables:
+        if Path(file).resolve() in (Path(table).resolve(), Path(table, "results.csv").resolve()):
+            raise ValueError(f"{option} {file} would replace the table of runs {table}; expected another file")
 
 
 def _check_publishing(tracker: str, tables: list[str]) -> None:

@@ -32,6 +32,9 @@ SETTING = ("train.num_train", "train.num_test", *BUDGET, "train.batch_size")
 # and all of task.*; what is left of train.* (precision, how often is evaluated) is not part of the problem
 COST = ("params", "flops", "state_size")
 STATUSES = ("ok", "diverged", "failed")
+DIGITS = 9  # to which scores are equal: the mean of three is not the same in another order
+HEAD = ("rank", "arch", "mean", "mean_std", "mean_valid_selected", "win_rate")  # columns of a board, then its tasks
+TAIL = (*COST, "settings_done", "settings_total", *STATUSES, "complete")
 
 Frame = Any  # a data frame or series: which one, pandas' own annotations leave open too often to be checked
 
@@ -73,15 +76,13 @@ def build(table: pd.DataFrame, score: str | None = None) -> pd.DataFrame:
         board[status] = (runs["status"] == status).groupby(runs["arch"]).sum()
 
     board["complete"] = board["settings_done"] == board["settings_total"]
-    board = (
-        board.rename_axis(index="arch", columns=None)
-        .reset_index()
-        .sort_values(["complete", "mean", "arch"], ascending=[False, False, True])
-    )
+    by = ["complete", "mean", "arch"]
+    board = board.rename_axis(index="arch", columns=None).reset_index()
+    board = board.sort_values(by, ascending=[False, False, True], key=lambda column: column.round(DIGITS))
     complete = board.pop("complete")
     board.insert(0, "rank", complete.cumsum().where(complete).astype("Int64"))
     tasks = [f"{task}{suffix}" for task in sorted(runs["task"].unique()) for suffix in ("", "_std")]
-    head = ["rank", "arch", "mean", "mean_std", "mean_valid_selected", "win_rate", *tasks]
+    head = [*HEAD, *tasks]
     return board.reindex(columns=[*head, *board.columns.difference(head, sort=False)]).reset_index(drop=True)
 
 
@@ -102,7 +103,16 @@ def scored(table: pd.DataFrame, score: str | None = None) -> Any:
             f"got {', '.join(map(str, table))}"
         )
     check_named(table, "the table")
-    return _runs(table, score)
+    runs = _runs(table, score)
+    if (infinite := runs["score"].isin([float("inf"), -float("inf")])).any():
+        arch, task = runs.loc[infinite.idxmax(), ["arch", "task"]]
+        raise ValueError(
+            f"the {score} of {arch} at {task} is infinite; expected a number, or none of a run that failed"
+        )
+    for task in sorted(runs["task"].unique()):
+        if task in (*HEAD, *TAIL):
+            raise ValueError(f"a task cannot be called {task!r}: a leaderboard has a column of that name")
+    return runs
 
 
 def check_named(table: Frame, where: str) -> None:
@@ -158,7 +168,8 @@ def _runs(table: Frame, score: str) -> Frame:
     """arch (label), task, setting (number), seed, status, score, valid of each run."""
     runs = pd.DataFrame({"arch": _labels(table), "task": table["task"].astype(str)})
     runs["setting"] = _settings(table)
-    runs["seed"] = table["seed"].fillna(-1) if "seed" in table else 0
+    seeds = table.get("seed", pd.Series(0, table.index))
+    runs["seed"] = seeds.fillna(-1 if pd.api.types.is_numeric_dtype(seeds) else "none")
     runs["status"] = _statuses(table)
     for status in runs["status"].unique():
         if status not in STATUSES:
@@ -247,7 +258,7 @@ def _average(best: Frame) -> Frame:
 
 def _win_rate(scores: Frame) -> Frame:
     """Of each architecture; `scores` by (arch, task, setting)."""
-    settings = scores.dropna().groupby(level=["task", "setting"])
+    settings = scores.dropna().round(DIGITS).groupby(level=["task", "setting"])
     beaten = settings.rank(method="average") - 1  # equals share the mean of their ranks: each is half a win
     others = settings.transform("size") - 1
     return (beaten / others.where(others > 0)).groupby(level="arch").mean()

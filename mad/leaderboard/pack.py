@@ -1,7 +1,7 @@
 """Details made small, for the page: a protocol of 396 runs and a hundred architectures are 40,000 scores and commands.
 
-Scores are two characters each, exact to three decimals, curves are resampled, and of all commands each different part
-is there once. page.js has the way back.
+Scores are two characters each, exact to three decimals where all lie from 0 to 4, else to one part in 4,000 of their
+range; curves are resampled, and of all commands each different part is there once. page.js has the way back.
 """
 
 from collections.abc import Iterable

@@ -2,18 +2,19 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from mad.leaderboard.build import check_named
-from mad.records import Record, Store, read_csv
+from mad.records import DONE, RUN_ID, Record, Store, read_csv
 from mad.records import table as table_of
 
 TEXT = ("run_id", "arch", "task", "stack", "status")  # words, whatever they look like
 
 
 def read(paths: Sequence[str | Path]) -> pd.DataFrame:
-    """The runs of all `paths`, one row each; a run that is in several is taken from the first.
+    """The runs of all `paths`, one row each; a run that is in several is taken from the first that has its result.
 
     Args:
         paths: results folders (their records are read, so a sweep may still be under way) or CSV files.
@@ -32,8 +33,16 @@ def load(paths: Sequence[str | Path]) -> tuple[pd.DataFrame, list[Record]]:
     tables = [table for table, _ in found]
     table = pd.concat(tables, ignore_index=True) if len(tables) > 1 else tables[0]
     if "run_id" in table:
-        table = table.loc[~(table["run_id"].notna() & table["run_id"].duplicated())]
-    return table.reset_index(drop=True), [record for _, records in found for record in records]
+        ours = table["run_id"].astype(str).str.fullmatch(RUN_ID)  # others' numbers begin anew in every table
+        failed: Any = table["status"].eq("failed") if "status" in table else ~ours
+        again = table["run_id"].loc[failed.sort_values(kind="stable").index].duplicated()
+        table = table.loc[~(ours & again)]
+    of_run: dict[str, Record] = {}
+    for record in (record for _, records in found for record in records):
+        known = of_run.get(record.run_id)
+        if known is None or (known.status not in DONE and record.status in DONE):
+            of_run[record.run_id] = record
+    return table.reset_index(drop=True), list(of_run.values())
 
 
 def _read(path: Path) -> tuple[pd.DataFrame, list[Record]]:

@@ -9,9 +9,10 @@ import io
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from mad.records.files import dumps, loads, replace
-from mad.records.record import SCHEMA, Record
+from mad.records.record import DONE, SCHEMA, Record
 
 PACKED = "records.jsonl.gz"
 
@@ -31,15 +32,17 @@ def read(path: Path) -> dict[str, str]:
     Raises:
         ValueError: the file is damaged. Unlike one damaged record it is not set aside: it may hold a whole sweep.
     """
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, Any]] = {}  # with its status
     try:
         lines = gzip.decompress(path.read_bytes()).decode().splitlines()
-        for line in lines:
+        for line in filter(str.strip, lines):
             given = loads(line)
             known = given.keys() <= Record.__dataclass_fields__.keys()
             if known and given.get("schema", SCHEMA) == SCHEMA:  # the store has its say about another mad's
                 Record.from_dict(given)
-            found[given["run_id"]] = line
+            run_id, status = given["run_id"], given.get("status")
+            if run_id not in found or status in DONE or found[run_id][1] not in DONE:  # of files put together
+                found[run_id] = line, status
     except FileNotFoundError:
         return {}
     except (gzip.BadGzipFile, EOFError, zlib.error, ValueError, KeyError, AttributeError) as error:
@@ -47,4 +50,4 @@ def read(path: Path) -> dict[str, str]:
             f"{path} cannot be read ({type(error).__name__}: {error}); expected a record a line, as `python -m "
             "mad.status FOLDER --pack` writes them; bring back a whole one, or move it away and train its runs again"
         ) from error
-    return found
+    return {run_id: line for run_id, (line, _) in found.items()}

@@ -9,6 +9,7 @@ from mad.registry import unknown
 SCHEMA = 1  # of a record and of a store; another number is another layout
 STATUSES = ("ok", "diverged", "failed")
 FAILURES = ("exception", "killed", "memory", "timeout")  # how a failed run failed
+RUN_ID = "[0-9a-f]{16}"  # the pattern of one
 DONE = ("ok", "diverged")  # not run again: a divergence is a result; a failure may be the machine's
 
 
@@ -64,6 +65,8 @@ class Record:
         for key, kind in (("config", dict), ("metrics", dict), ("curve", list), ("cost", dict), ("versions", dict)):
             if not isinstance(given.get(key, kind()), kind):
                 raise ValueError(f"record field {key!r} must be a {kind.__name__}, got {given[key]!r}")
+        if not isinstance(given.get("error"), (str, type(None))):
+            raise ValueError(f"record field 'error' must be a text or null, got {given['error']!r}")
         if given["status"] not in STATUSES:
             raise unknown("status", given["status"], STATUSES)
         return cls(**given)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+FILES = f"{'[0-9a-f]' * 16}.json"  # of records: names that are run ids, not another program's
+
 
 class Store:
     """A sweep's folder of records. Nothing is made until `make`, `plan` or the first record.
@@ -70,7 +72,7 @@ class Store:
 
     def exists(self) -> bool:
         """Whether a sweep has begun here, or records were brought, packed or each in its file."""
-        brought = any(self.runs.glob(f"{'[0-9a-f]' * 16}.json"))  # names that are run ids, not another program's
+        brought = any(self.runs.glob(FILES))
         return self._about_written or self._made or brought or self.packed.exists()
 
     def make(self) -> None:
@@ -169,7 +171,7 @@ class Store:
             self.read(run_id)
 
     def _ids(self) -> set[str]:
-        return {path.stem for path in self.runs.glob("*.json")} | self._packed_records().keys()
+        return {path.stem for path in self.runs.glob(FILES)} | self._packed_records().keys()
 
     def pack(self) -> Path:
         """Write all records, those packed before too, to `records.jsonl.gz`; the files in runs/ stay."""
@@ -270,4 +272,8 @@ def _order(record: Record) -> tuple:
     """By what was run, so that the order of rows does not tell when they ran."""
     arch, task, optim = (record.config.get(key) or {} for key in ("arch", "task", "optim"))
     names = (str(arch.get("name")), dumps(arch), str(task.get("name")), dumps(task))
-    return *names, *(float(optim.get(key) or 0) for key in ("lr", "weight_decay")), record.run_id
+    return *names, *(_number(optim.get(key)) for key in ("lr", "weight_decay")), record.run_id
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else 0.0

@@ -7,6 +7,7 @@ A dotted column (`task.vocab_size`, `train.epochs`) is the config key as it is t
 import csv
 import io
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,13 +38,28 @@ def read_csv(path: Path, texts: Callable[[str], bool]) -> Any:
     no names, and 007 a number. In the others its words for a missing number are one.
 
     Raises:
+        ValueError: a row has more cells than there are names, and what is beyond is not empty.
         pandas' own errors, where it is no table.
     """
     import pandas
 
-    found = pandas.read_csv(path, low_memory=False)
-    words = pandas.read_csv(path, usecols=texts, dtype=str, keep_default_na=False, na_values=[""])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = pandas.read_csv(path, low_memory=False, index_col=False)  # else the first column would be no column
+    if any(issubclass(warning.category, pandas.errors.ParserWarning) for warning in said):
+        _check_surplus(path, len(found.columns))
+    options: Any = {"dtype": str, "keep_default_na": False, "na_values": [""], "index_col": False}
+    words = pandas.read_csv(path, usecols=texts, **options)
     return found.assign(**{str(column): words[column] for column in words})
+
+
+def _check_surplus(path: Path, names: int) -> None:
+    with path.open(encoding="utf-8", newline="") as file:
+        for number, row in enumerate(csv.reader(file)):
+            if any(row[names:]):
+                raise ValueError(
+                    f"{path} has {names} names in its first row, but row {number} has {len(row)} cells: {row[names:]}"
+                )
 
 
 def write_csv(records: Iterable[Record], path: Path) -> None:

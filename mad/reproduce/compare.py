@@ -76,7 +76,7 @@ def compare(name: str, table: pd.DataFrame) -> Comparison:
     scored = leaderboard.scored(mine, about.score)
     keys, rows, labels = layout.LAYOUT[name](theirs, mine, scored)
     runs = pd.concat([labels, scored.drop(columns=["arch", "task"])], axis=1)
-    departed = {column: _departs(mine, column, value) for column, value in about.recipe.items() if column in mine}
+    departed = {column: _departs(mine, column, value) for column, value in about.recipe.items()}
     runs["departs"] = np.any([*departed.values(), np.zeros(len(mine), bool)], axis=0)
     runs["point"] = _points(mine, about)
     for column, values in EXTRAS.get(name, {}).items():
@@ -96,7 +96,10 @@ def compare(name: str, table: pd.DataFrame) -> Comparison:
     for column in ("settings", "points", "runs"):
         rows[column] = rows[column].fillna(0).astype(int)
     rows["verdict"] = [_verdict(row) for row in rows.to_dict("records")]
-    found = {c: (sorted(mine[c][d].unique(), key=str), about.recipe[c]) for c, d in departed.items() if d.any()}
+    unknown = pd.Series("not known", mine.index)
+    found = {
+        c: (sorted(mine.get(c, unknown)[d].unique(), key=str), about.recipe[c]) for c, d in departed.items() if d.any()
+    }
     failed = int((scored["status"] == "failed").sum())
     rows = rows.drop(columns=["departs", "width"], errors="ignore")
     return Comparison(name, keys, rows, found, len(table) - len(mine), failed)
@@ -133,13 +136,16 @@ def _points(table: Frame, about: Published) -> Frame:
     for column, values in (("lr", about.lrs), ("weight_decay", about.weight_decays)):
         if column in table:
             near = {f"{value:.2e}" for value in values}  # a rate typed with three digits is that rate
-            text = table[column].map(lambda value: f"{float(value):.2e}")
+            given: Frame = pd.to_numeric(table[column], errors="coerce")
+            text = given.map(lambda value: f"{value:.2e}")
             points = points.where(text.isin(near)) + " " + text
     return points
 
 
 def _departs(table: Frame, column: str, value: Any) -> Any:
-    """Of each run, whether it has another value than the recipe."""
+    """Of each run, whether it has another value than the recipe, or does not say its own."""
+    if column not in table:
+        return np.full(len(table), value is not None)
     if value is None:
         return table[column].notna().to_numpy()
     if isinstance(value, (str, bool)):

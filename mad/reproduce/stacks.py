@@ -84,5 +84,8 @@ def by_width(name: str) -> bool:
 def _specs(stack: Any) -> list[dict[str, Any]]:
     """'a-b' or a JSON list of specs, as tables have them -> a mapping for each layer."""
     text = str(stack)
-    given = json.loads(text) if text.startswith("[") else text.split("-")
+    try:
+        given = json.loads(text) if text.startswith("[") else text.split("-")
+    except ValueError as error:
+        raise ValueError(f"the stack {text!r} is no list of layers in JSON: {error}") from None
     return [spec if isinstance(spec, dict) else {"name": spec} for spec in given]

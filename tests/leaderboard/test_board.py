@@ -445,3 +445,52 @@ def test_the_command_publishes(tmp_path, capsys, monkeypatch):
 
 def test_amounts():
     assert [amount(n) for n in (12, 999, 131600, 2.5e9, 3e12, math.nan)] == ["12", "999", "131.6k", "2.5G", "3.0T", ""]
+
+
+def test_equal_means_are_ties_in_whatever_order_they_are_summed():
+    seeds = {"a": (0.1, 0.2, 0.3), "b": (0.3, 0.1, 0.2), "c": (0.3, 0.2, 0.1)}
+    board = build(*(row(arch=arch, accuracy=x, seed=i) for arch, of in seeds.items() for i, x in enumerate(of)))
+    assert board["win_rate"].tolist() == [0.5] * 3 and board.index.tolist() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"accuracy": math.inf}, "the accuracy of a at copy is infinite"),
+        ({"task": "mean"}, "a task cannot be called 'mean': a leaderboard has a column of that name"),
+    ],
+)
+def test_what_a_board_cannot_hold(change, message):
+    with pytest.raises(ValueError, match=message):
+        build(row(**change))
+
+
+def test_a_result_counts_before_a_failure_of_the_same_run(tmp_path):
+    config = Run.of({"task": "copy", "arch": {"name": "a", "stack": ["hyena"]}}).to_dict()
+    for folder, status in (("first", "failed"), ("second", "ok")):
+        Store(tmp_path / folder, "mine").write(Record("0" * 16, status, config, {"accuracy": 0.5}))
+    table, records = leaderboard.load([tmp_path / "first", tmp_path / "second"])
+    assert table["status"].tolist() == ["ok"] and [record.status for record in records] == ["ok"]
+
+
+def test_numbers_of_another_programs_runs_begin_anew_in_every_table(tmp_path):
+    for name, archs in (("one", "ab"), ("two", "cd")):
+        rows = [row(arch=arch, run_id=number) for number, arch in enumerate(archs)]
+        pd.DataFrame(rows).to_csv(tmp_path / f"{name}.csv", index=False)
+    assert leaderboard.read([tmp_path / "one.csv", tmp_path / "two.csv"])["arch"].tolist() == ["a", "b", "c", "d"]
+
+
+def test_a_table_is_not_replaced_by_its_own_board(tmp_path, capsys):
+    file = tmp_path / "runs.csv"
+    pd.DataFrame([row()]).to_csv(file, index=False)
+    before = file.read_text()
+    assert main([str(file), "--csv", str(file)]) == 2 and file.read_text() == before
+    assert f"--csv {file} would replace the table of runs" in capsys.readouterr().err
+
+
+def test_seeds_may_be_words_or_missing(tmp_path):
+    rows = [
+        row(arch=arch, accuracy=0.5, seed=seed) for arch, seed in (("a", "s1"), ("a", "s2"), ("b", "s2"), ("b", None))
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "runs.csv", index=False)
+    assert main([str(tmp_path / "runs.csv"), "--html", str(tmp_path / "board.html")]) == 0
