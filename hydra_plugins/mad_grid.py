@@ -112,6 +112,9 @@ class GridSweeper(Sweeper):
         if any(key in given for key in (*LENGTHS, "train.epochs")):  # epochs count where none of the lengths is set
             given = {key: [f"{key}=null"] for key in LENGTHS} | given
         axes = self.parse([_axis(key, value) for key, value in params.items()]) | given
+        for key, values in axes.items():
+            if not values:
+                raise ValueError(f"{key} is an axis without a value")
         mine = [key for key in LADDERS if key in axes]
         if mine and any(text != "ladder=none" for text in axes.get("ladder", [])):
             raise ValueError(

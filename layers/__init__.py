@@ -8,10 +8,12 @@ To add one, put a file here (or name it as a plugin) with a class under `@layers
 """
 
 import importlib
+import inspect
 import pathlib
 import pkgutil
+import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from layers.base import ChannelMixer, Layer
@@ -26,11 +28,33 @@ options = registry.options  # options("hyena") -> {"filter_order": 4, ...}
 resolve = registry.resolve  # resolve({"name": "hyena", "filter_order": 64}) -> ("hyena", {"filter_order": 64})
 
 
-def register(name: str, *, kind: str):
-    """Class decorator: make a `Layer` buildable as `name`; `kind` is "sequence" or "channel"."""
+def register(name: str, *, kind: str) -> Callable[[type], Any]:
+    """Class decorator: make a `Layer` buildable as `name`; `kind` is "sequence" or "channel".
+
+    Raises:
+        ValueError: another kind, a name that a stack could not be written with, no Layer, or options not by keyword.
+    """
     if kind not in KINDS:
         raise ValueError(f"kind of layer {name!r} must be 'sequence' or 'channel', got {kind!r}")
-    return registry.register(name, kind=kind)
+    if not re.fullmatch(r"\w+", name):  # the notation of stacks has its own use for -, | and *
+        raise ValueError(f"a layer's name has letters, digits and _ alone, got {name!r}")
+
+    def decorate(cls: type) -> Any:
+        _check_class(name, cls)
+        return registry.register(name, kind=kind)(cls)
+
+    return decorate
+
+
+def _check_class(name: str, cls: Any) -> None:
+    if not (isinstance(cls, type) and issubclass(cls, Layer)):
+        raise ValueError(f"layer {name!r}: expected a class derived from layers.Layer, got {cls!r}")
+    for option in list(inspect.signature(cls.__init__).parameters.values())[3:]:
+        if option.kind is option.POSITIONAL_OR_KEYWORD:
+            raise ValueError(
+                f"layer {name!r}: option {option.name!r} of {cls.__name__}.__init__ is not keyword-only; expected "
+                "def __init__(self, dim, max_length, *, width=64), as options are set by name"
+            )
 
 
 def names(kind: str | None = None) -> list[str]:

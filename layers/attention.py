@@ -81,7 +81,8 @@ class SlidingAttention(Attention):
     The MAD protocol's left window of 32 tokens shows 33 keys; hence the default. State: 2 dim min(window, T).
     FLOPs a token: 8 dim^2 + 4 window dim.
 
-    A step counts positions from the oldest visible key, so it goes on beyond max_length. Not by `kernels.sliding_step`:
+    A step counts positions from the oldest visible key, so where the window is no longer than max_length it goes on
+    beyond that. Not by `kernels.sliding_step`:
     its ring holds all slots from the first token on, and a count of tokens, more than a window needs and is published
     to need; and keys rotated once, when written, would end where the table of positions does.
     """

@@ -79,9 +79,10 @@ NARROW = 16  # inputs
 def multiply(x: torch.Tensor, linear: Any) -> torch.Tensor:
     """linear(x), x (L, inputs), in fp32 where the weights are of less: the sines would see rounded angles. On a GPU a
     product of few inputs is a sum of their multiples: that is fused with what stands around it, where a matrix product
-    this narrow is a launch of its own, and autocast does not round it either."""
+    this narrow is a launch of its own."""
     x, weight, bias = wide(x), wide(linear.weight), None if linear.bias is None else wide(linear.bias)
     if not x.is_cuda or linear.in_features > NARROW:
-        return F.linear(x, weight, bias)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x, weight, bias)
     y = (x.unsqueeze(-1) * weight.t()).sum(1)  # (L, outputs)
     return y if bias is None else y + bias

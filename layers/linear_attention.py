@@ -1,5 +1,6 @@
 """Linear attention: any feature map in place of softmax's exponential, a state of fixed size."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,8 +49,8 @@ class LinearAttention(Layer):
         self.head_dim = split_heads(dim, num_heads)
         self.feature_dim = self.head_dim if feature_dim is None else feature_dim
         positive(feature_dim=self.feature_dim)
-        if not isinstance(eps, (int, float)) or not eps >= 0:
-            raise ValueError(f"eps must be a number of at least 0, got {eps!r}")
+        if not isinstance(eps, (int, float)) or not 0 <= eps < math.inf:
+            raise ValueError(f"eps must be a finite number of at least 0, got {eps!r}")
         self.rotary = Rotary(self.feature_dim, max_length) if rope else None
         self.q, self.k = (nn.Linear(dim, num_heads * self.feature_dim, bias=False) for _ in range(2))
         self.v, self.out = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)

@@ -1,5 +1,7 @@
 """Rotary position embedding (Su et al. 2021, arXiv 2104.09864)."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -24,6 +26,13 @@ class Rotary(nn.Module):
         self.sin: torch.Tensor
         self.register_buffer("cos", angles.cos().float(), persistent=False)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Rotary":
+        """The tables go where the model goes, but stay fp32 whatever it is cast to: rounded they were other angles."""
+        cos, sin = self.cos, self.sin
+        super()._apply(fn, recurse)
+        self.cos, self.sin = cos.to(self.cos.device), sin.to(self.sin.device)
+        return self
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
         """x (..., T, d), positions (T,) or broadcastable to x's leading dimensions and T, whole numbers; None:

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from mad.registry import Registry
+
 _loaded: dict[str, bytes] = {}  # module name -> the text that ran
 
 
@@ -50,6 +52,8 @@ def load(texts: Mapping[str, bytes]) -> None:
             raise ValueError(f"plugin {path!r} is not a Python file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
+        for registry in Registry.all:
+            registry.forget(name)
         try:
             lines = importlib.util.decode_source(text).splitlines(keepends=True)
             linecache.cache[file] = (len(text), None, lines, file)  # for tracebacks, and Triton's kernels

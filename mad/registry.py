@@ -8,7 +8,7 @@ what there is, and which choice is nearest.
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 
 def nearest(name: Any, choices: Iterable[str]) -> str:
@@ -28,7 +28,10 @@ def unknown(noun: str, name: Any, choices: Iterable[str]) -> ValueError:
 class Registry:
     """Names -> classes, with tags to select by (`kind="sequence"`)."""
 
+    all: ClassVar[list["Registry"]] = []
+
     def __init__(self, noun: str):
+        self.all.append(self)
         self.noun = noun
         self._classes: dict[str, type] = {}
         self._tags: dict[str, dict[str, Any]] = {}
@@ -47,6 +50,11 @@ class Registry:
             return cls
 
         return decorate
+
+    def forget(self, module: str) -> None:
+        """Leave out the classes of a module, which is to be run anew."""
+        for name in [name for name, cls in self._classes.items() if cls.__module__ == module]:
+            del self._classes[name], self._tags[name]
 
     def names(self, **tags: Any) -> list[str]:
         """Sorted names whose tags equal those given; a tag that is None selects nothing away."""

@@ -379,3 +379,8 @@ def test_packed_files_may_be_put_together(tmp_path):
 def test_a_record_with_a_field_of_another_kind(change, message):
     with pytest.raises(ValueError, match=message):
         Record.from_dict(vars(make()) | change)
+
+
+def test_half_a_character_in_an_error_spoils_no_table(tmp_path):
+    write_csv([make(status="failed", error="no file 'a\udce4.txt'")], tmp_path / "results.csv")
+    assert "a\\udce4.txt" in (tmp_path / "results.csv").read_text()

@@ -25,10 +25,14 @@ def cost(model: Any, length: int) -> Cost:
     """The cost of a model of `models.build` on one sequence of `length` tokens. Tied weights count once.
 
     Raises:
-        ValueError: no token, or more than the model was built for.
+        ValueError: no token, or more than the model was built for; a layer that counts in fractions.
     """
     if not isinstance(length, Integral) or not 1 <= length <= model.embedding.max_length:
         raise ValueError(f"expected a length from 1 to max_length={model.embedding.max_length} tokens, got {length}")
+    for layer in model.stack.layers:
+        for what, count in (("flops", layer.flops(length)), ("state_size", layer.state_size(length))):
+            if not isinstance(count, Integral):
+                raise ValueError(f"{type(layer).__name__}.{what}({length}) must be a whole number, got {count!r}")
     params, embedding = _trained(model), model.embedding
     tied = model.head.weight is embedding.tokens.weight
     nonembedding = params - _trained(embedding) + (embedding.tokens.weight.numel() if tied else 0)

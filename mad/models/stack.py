@@ -71,7 +71,8 @@ class Stack(nn.Module):
     @property
     def not_causal(self) -> list[str]:
         """The layers that look ahead."""
-        return [type(layer).__name__ for layer in self.layers if not layer.causal]
+        each = [b for layer in self.layers for b in (layer.branches if isinstance(layer, Parallel) else [layer])]
+        return [type(layer).__name__ for layer in each if not layer.causal]
 
     def init_state(self, batch: int) -> tuple:
         return tuple(layer.init_state(batch) for layer in self.layers)

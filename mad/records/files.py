@@ -22,7 +22,8 @@ def replace(path: Path, content: str | bytes | memoryview) -> None:
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        # an error may have quoted half a character, as a file name that is no text
+        temporary.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):

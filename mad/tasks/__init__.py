@@ -64,7 +64,7 @@ def build(name: str, **options: Any) -> Task:
     plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in options.items()}
     try:
         task = registry.build(name, **plain)
-        _check_kept(task)
+        _check_kept(task, registry.options(name) | plain)
         return task
     except ValueError as error:
         if repr(name) in str(error):
@@ -84,8 +84,9 @@ def _check_class(name: str, cls: Any) -> None:
             )
 
 
-def _check_kept(task: Task) -> None:
-    """The options of a task are what a record says of it, and what its examples are drawn by."""
+def _check_kept(task: Task, given: dict[str, Any]) -> None:
+    """The options of a task are what a record says of it, and what its examples are drawn by: built of them it is the
+    same task."""
     for option in registry.options(task.name):
         if not hasattr(task, option):
             raise ValueError(
@@ -98,6 +99,15 @@ def _check_kept(task: Task) -> None:
                 f"task {task.name!r} must keep its option {option!r} as a plain value, that is numbers, text, or lists "
                 f"of them; self.{option} is {type(getattr(task, option)).__name__}"
             ) from None
+    if task.options == given:
+        return
+    again = registry.build(task.name, **task.options).options
+    for option, value in task.options.items():
+        if again[option] != value:
+            raise ValueError(
+                f"task {task.name!r} must keep its option {option!r} as it was given: {given[option]!r} became "
+                f"{value!r}, and built of that it is {again[option]!r}; keep what is made of it under another name"
+            )
 
 
 for _module in pkgutil.iter_modules(__path__):

@@ -1,6 +1,7 @@
 """Multi-query associative recall (MQAR): a context of pairs, then each key once more, at power-law gaps."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class MQAR(Task):
         segments: Sequence[Sequence[int]] | None = None,
         test_segments: Sequence[Sequence[int]] | None = None,
     ):
-        number(power=power)
+        number(-50, 50, power=power)
         super().__init__(vocab_size=vocab_size, seq_len=seq_len)
         self.num_kv, self.power, self.random_filler = (num_kv, float(power), random_filler)
         self.segments = _plain("segments", segments)
@@ -67,9 +68,14 @@ class MQAR(Task):
         single = super().parts(split)
         if not self.mixed:
             return single
-        shared = {"vocab_size": self.vocab_size, "power": self.power, "random_filler": self.random_filler}
+        shared = {key: None if key.endswith("segments") else value for key, value in self.options.items()}
         segments = self._segments["train" if split == "train" else "test"]
-        return [(MQAR(**shared, seq_len=length, num_kv=kv), examples) for length, kv, examples in segments]
+
+        def part(length: int, num_kv: int) -> Task:
+            options: dict[str, Any] = shared | {"seq_len": length, "num_kv": num_kv}
+            return type(self)(**options)
+
+        return [(part(length, num_kv), examples) for length, num_kv, examples in segments]
 
     def sample(self, num: int, seed: int = 0, split: str = "train") -> Examples:
         """As of any task; of a mixture `num` examples in proportion, part by part, shorter ones padded on the right."""
@@ -114,6 +120,8 @@ def _plain(name: str, segments: Iterable[Iterable[int]] | None) -> list[list[int
         plain = []
     if not plain or any(len(s) != 3 or any(type(n) is not int or n < 1 for n in s) for s in plain):
         raise ValueError(f"{name}={segments!r} must be a list of [seq_len, num_kv, examples], whole numbers from 1")
+    if len({(length, kv) for length, kv, _ in plain}) < len(plain):
+        raise ValueError(f"{name}={segments!r} has a seq_len and num_kv twice, whose examples would be the same")
     return plain
 
 

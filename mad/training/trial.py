@@ -4,6 +4,7 @@ Those in `layers/` have their contract tests. This happens on the CPU, where the
 layer does to its process; one that cannot run there, because it needs a GPU, passes.
 """
 
+import contextlib
 import copy
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,9 @@ from layers import Layer
 from mad.models.stack import Parallel
 
 LONGEST = 512  # tokens that are tried
-CHANGE = 1e-3  # of earlier outputs, relative to their size, beyond what rounding makes
+# change of earlier outputs, relative to their size, beyond what rounding makes; in fp64 that of what stays in fp32
+CHANGE = {torch.float64: 1e-5, torch.float32: 1e-3}
+OURS = {"layers", "mad", "torch"}  # packages whose modules need no trial
 
 
 def try_layers(stack: Any, length: int) -> None:
@@ -22,30 +25,62 @@ def try_layers(stack: Any, length: int) -> None:
     input, or that is causal by its word alone."""
     length = min(length, LONGEST)
     for layer in own(stack.layers):
-        name, generator = type(layer).__name__, torch.Generator().manual_seed(0)
-        x, fresh = torch.randn(2, 2, length, layer.dim, generator=generator)
-        places = sorted({length // 2, min(length // 2 + 1, length - 1), length - 1})  # odd and even: of chunks, too
-        others = {first: torch.cat([x[:, :first], fresh[:, first:]], 1) for first in places}
+        for dtype in CHANGE:  # in fp64 a look-ahead shows that begins small; not every layer can
+            with contextlib.suppress(CannotRun), at_hand(layer) as tried:
+                _try(tried, length, dtype)
+                break
+
+
+def _try(layer: Layer, length: int, dtype: torch.dtype) -> None:
+    name, generator = type(layer).__name__, torch.Generator().manual_seed(0)
+    x, fresh = torch.randn(2, 2, length, layer.dim, generator=generator).to(dtype)
+    places = sorted({length // 2, min(length // 2 + 1, length - 1), length - 1})  # odd and even: of chunks, too
+    others = {first: torch.cat([x[:, :first], fresh[:, first:]], 1) for first in places}
+    try:
+        layer.to(dtype).eval()
+        drawn(layer, generator)
+        y, again = output(layer, x), output(layer, x)
+        changed = {first: output(layer, other) for first, other in others.items()}
+    except Exception as error:
+        raise CannotRun from error
+    if getattr(y, "shape", None) != x.shape:
+        got = tuple(y.shape) if isinstance(y, torch.Tensor) else type(y).__name__
+        raise ValueError(f"{name} makes {got} of an input {tuple(x.shape)}; expected the same shape (B, T, dim)")
+    if not layer.causal or not torch.equal(y, again):  # what differs by itself says nothing
+        return
+    for first, other in changed.items():
+        seen = (other - y)[:, :first].abs().amax((0, 2)) > CHANGE[dtype] * y.abs().max()
+        if seen.any():
+            raise ValueError(
+                f"{name} looks ahead: its output at token {int(seen.nonzero()[0])} of {length} changes with those "
+                f"from token {first} on; expected a causal layer, or `causal = False` in its class (then it fits "
+                "the head 'autoencoder' only)"
+            )
+
+
+class CannotRun(Exception):
+    """On this device, in this type."""
+
+
+@contextlib.contextmanager
+def at_hand(layer: Layer) -> Iterator[Layer]:
+    """A copy, which may keep what it has seen; of what cannot be copied (a normed weight) itself, put back after."""
+    try:
+        tried = copy.deepcopy(layer)
+    except Exception:
+        parameters = [(parameter, parameter.detach().clone()) for parameter in layer.parameters()]
+        modules = [(module, module.training, dict(module._buffers)) for module in layer.modules()]
+        buffers = [(buffer, buffer.clone()) for buffer in layer.buffers()]
         try:
-            tried = copy.deepcopy(layer).eval()  # which may keep what it has seen
-            drawn(tried, generator)
-            y, again = output(tried, x), output(tried, x)
-            changed = {first: output(tried, other) for first, other in others.items()}
-        except Exception:
-            continue
-        if getattr(y, "shape", None) != x.shape:
-            got = tuple(y.shape) if isinstance(y, torch.Tensor) else type(y).__name__
-            raise ValueError(f"{name} makes {got} of an input {tuple(x.shape)}; expected the same shape (B, T, dim)")
-        if not layer.causal or not torch.equal(y, again):  # what differs by itself says nothing
-            continue
-        for first, other in changed.items():
-            seen = (other - y)[:, :first].abs().amax((0, 2)) > CHANGE * y.abs().max()
-            if seen.any():
-                raise ValueError(
-                    f"{name} looks ahead: its output at token {int(seen.nonzero()[0])} of {length} changes with those "
-                    f"from token {first} on; expected a causal layer, or `causal = False` in its class (then it fits "
-                    "the head 'autoencoder' only)"
-                )
+            yield layer
+        finally:
+            for tensor, before in (*parameters, *buffers):
+                tensor.data = before
+            for module, training, own_buffers in modules:  # another type is another buffer
+                module.training = training
+                module._buffers.update(own_buffers)
+    else:
+        yield tried
 
 
 def drawn(layer: Layer, generator: torch.Generator) -> None:
@@ -63,9 +98,9 @@ def output(layer: Layer, x: torch.Tensor) -> Any:
 
 
 def own(branches: Any) -> Iterator[Layer]:
-    """The layers that are not from `layers/`, those side by side too."""
+    """The layers that are not from `layers/`, or have a part that is not, as a feature map; those side by side too."""
     for layer in branches:
         if isinstance(layer, Parallel):
             yield from own(layer.branches)
-        elif type(layer).__module__.partition(".")[0] not in ("layers", "mad"):
+        elif not {type(module).__module__.partition(".")[0] for module in layer.modules()} <= OURS:
             yield layer

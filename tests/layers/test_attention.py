@@ -16,3 +16,10 @@ def test_a_window_slides_on_beyond_the_length_that_the_layer_was_built_for():
         y_t, state = short.step(x[:, t], state)
         torch.testing.assert_close(y_t, y[:, t], rtol=1e-5, atol=1e-6)  # the table of rotations is fp32
     assert {leaf.shape for leaf in state} == {(2, 1, 5, 8)}
+
+
+def test_rotary_tables_outlive_a_cast():
+    layer = layers.build("attention", 32, 64)
+    want = layer.rotary.cos.clone()
+    assert layer.bfloat16().rotary.cos.dtype == torch.float32
+    assert torch.equal(layer.double().rotary.cos, want) and layer.to("meta").rotary.cos.is_meta

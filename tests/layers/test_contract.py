@@ -273,6 +273,24 @@ def test_a_name_is_a_string(name):
         layers.build({"name": name}, 8, 8)
 
 
+def _positional(self, dim, max_length, width=2):
+    layers.Layer.__init__(self, dim, max_length)
+
+
+@pytest.mark.parametrize(
+    "name, cls, message",
+    [
+        ("my-layer", layers.Layer, "a layer's name has letters, digits and _ alone, got 'my-layer'"),
+        ("mine", torch.nn.Linear, "layer 'mine': expected a class derived from layers.Layer"),
+        ("mine", type("P", (layers.Layer,), {"__init__": _positional}), "option 'width' of P.__init__ is not keyword-"),
+    ],
+)
+def test_what_cannot_be_registered(name, cls, message):
+    with pytest.raises(ValueError, match=message):
+        layers.register(name, kind="sequence")(cls)
+    assert name not in layers.names()
+
+
 @pytest.mark.parametrize("method", ["flops", "state_size"])
 def test_a_layer_without_costs_says_what_it_lacks(method):
     class Mine(layers.Layer):

@@ -198,3 +198,16 @@ def test_bad_models(change, message):
 def test_cost_of_sequences_that_the_model_does_not_take(length):
     with pytest.raises(ValueError, match=f"length from 1 to max_length=16 tokens, got {length}"):
         models.cost(models.build("hyena", 16, 8, 16), length)
+
+
+def test_who_looks_ahead_is_named_among_branches_too():
+    stack = [{"parallel": ["attention", {"name": "monarch_mixer", "causal": False}]}]
+    with pytest.raises(ValueError, match="causal layers, but MonarchMixer looks ahead"):
+        models.build(stack, 8, 8, 8)
+
+
+def test_costs_are_whole_numbers(monkeypatch):
+    model = models.build("mlp", 8, 8, 8)
+    monkeypatch.setattr(type(model.stack.layers[0]), "state_size", lambda self, length: 0.5 * length)
+    with pytest.raises(ValueError, match=r"state_size\(8\) must be a whole number, got 4.0"):
+        models.cost(model, 8)

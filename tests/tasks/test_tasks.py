@@ -288,3 +288,40 @@ def test_bad_requests():
     assert task.sample(np.int64(2)).inputs.shape == (2, 24)
     with pytest.raises(ValueError, match="unknown protocol 'made' .*did you mean 'mad'"):
         tasks.settings("made")
+
+
+def test_an_option_is_kept_as_it_was_given(monkeypatch):
+    class Longer(tasks.Task):
+        name = "longer"
+
+        def __init__(self, *, vocab_size=4, seq_len=8):
+            super().__init__(vocab_size=vocab_size, seq_len=seq_len + 1)
+
+    monkeypatch.setitem(tasks.registry._classes, "longer", Longer)
+    with pytest.raises(
+        ValueError, match="must keep its option 'seq_len' as it was given: 8 became 9, and built of that"
+    ):
+        tasks.build("longer")
+
+
+def test_a_mixture_of_a_subclass_is_of_the_subclass(monkeypatch):
+    class Zero(tasks.registry.get("mqar")):
+        name = "zero"
+
+        def __init__(self, *, vocab_size=64, seq_len=16, num_kv=2, offset=0, segments=None):
+            self.test_segments, self.power, self.random_filler = None, 0.01, True
+            super().__init__(vocab_size=vocab_size, seq_len=seq_len, num_kv=num_kv, segments=segments)
+            self.offset = offset
+
+        def generate(self, rng, num, train):
+            inputs, targets = super().generate(rng, num, train)
+            return inputs * 0 + self.offset, targets
+
+    monkeypatch.setitem(tasks.registry._classes, "zero", Zero)
+    task = tasks.build("zero", segments=[[16, 2, 4], [32, 4, 4]], offset=3)
+    assert (task.sample(8).inputs[4:] == 3).all()
+
+
+def test_equal_segments_would_have_equal_examples():
+    with pytest.raises(ValueError, match="has a seq_len and num_kv twice, whose examples would be the same"):
+        tasks.build("mqar", vocab_size=64, segments=[[16, 2, 4], [32, 4, 4], [16, 2, 4]])

@@ -321,6 +321,8 @@ def test_a_plugin_brings_a_layer_and_its_text_decides_the_run_id(tmp_path):
     plugin.write_text(plugin.read_text().replace("2 * x", "3 * x"))
     other = training.train(run)
     assert other.run_id != first.id and other.metrics != record.metrics and other.versions != record.versions
+    plugin.write_text(plugin.read_text().replace("Doubling", "Tripling"))  # another class by the same name
+    assert training.train(run).metrics == other.metrics
     plugin.unlink()  # what was prepared goes on with the text that it was prepared with, in other processes too
     again = training.train(pickle.loads(pickle.dumps(first)))
     assert (again.run_id, again.metrics, again.versions) == (first.id, record.metrics, record.versions)

@@ -1,9 +1,11 @@
 """Layers of a user's own are tried before they train: what looks ahead, or has another shape, is refused."""
 
+import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import layers
@@ -86,6 +88,59 @@ class Outspoken(Looking):
     causal = False
 
 
+class Little(Looking):
+    """What it sees is next to nothing at first."""
+
+    def forward(self, x):
+        return x + 1e-4 * super().forward(x)
+
+
+class InSingle(layers.Layer):
+    """Causal, in fp32 alone."""
+
+    def forward(self, x):
+        return torch.fft.irfft(torch.fft.rfft(x.float(), n=2 * x.shape[1], dim=1), dim=1)[:, : x.shape[1]].to(x.dtype)
+
+
+class Normed(layers.Layer):
+    """Cannot be copied: its weight is computed."""
+
+    def __init__(self, dim, max_length, left=2):
+        super().__init__(dim, max_length)
+        self.left = left
+        with warnings.catch_warnings(action="ignore"):
+            self.conv = nn.utils.weight_norm(nn.Conv1d(dim, dim, 3))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.seen += 1
+        return self.conv(F.pad(x.transpose(1, 2), (self.left, 2 - self.left))).transpose(1, 2)
+
+
+class Mixing(nn.Module):
+    def forward(self, x):
+        return (x * 4).softmax(1)
+
+
+def test_a_layer_of_ours_with_a_part_of_ones_own_is_tried():
+    layer = layers.build("mlp", 4, 12)
+    attempt(layer)
+    layer.act = Mixing()
+    layer.forward = lambda x: layer.act(x)
+    with pytest.raises(ValueError, match="looks ahead"):
+        attempt(layer)
+
+
+def test_what_cannot_be_copied_is_tried_itself_and_put_back():
+    layer = Normed(4, 12)
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    attempt(layer)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in layer.state_dict().items()) and layer.training
+    assert layer.seen.dtype == torch.float32 and layer(torch.randn(1, 12, 4)).dtype == torch.float32
+    with pytest.raises(ValueError, match="^Normed looks ahead"):
+        attempt(Normed(4, 12, left=1))
+
+
 def attempt(*branches, length=12):
     try_layers(SimpleNamespace(layers=branches), length)
 
@@ -99,7 +154,7 @@ def test_what_looks_ahead_is_refused():
         attempt(Parallel(4, 12, [Causal(4, 12), Looking(4, 12)]))
 
 
-@pytest.mark.parametrize("layer", [Hidden, Chunked])
+@pytest.mark.parametrize("layer", [Hidden, Chunked, Little])
 @pytest.mark.parametrize("length", [12, 17, 33])
 def test_so_is_what_hides_it(layer, length):
     with pytest.raises(ValueError, match=f"^{layer.__name__} looks ahead"):
@@ -113,7 +168,7 @@ def test_another_shape_is_refused():
         attempt(Shorter(4, 12))
 
 
-@pytest.mark.parametrize("layer", [Causal, ForGPUs, Noisy, Remembering, Outspoken])
+@pytest.mark.parametrize("layer", [Causal, ForGPUs, Noisy, Remembering, Outspoken, InSingle])
 @pytest.mark.parametrize("length", [1, 12, 1000])
 def test_what_is_causal_or_says_that_it_is_not_or_cannot_run_here_passes(layer, length):
     mine = layer(4, 1000)
