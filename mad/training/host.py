@@ -4,10 +4,13 @@ import contextlib
 import functools
 import os
 import platform
+import random
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import mad
@@ -70,6 +73,20 @@ class Scope:
     def __exit__(self, *error: Any) -> None:
         self._rng = torch.get_rng_state()
         self._outer.close()
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, Python's and NumPy's own generators begin at `seed`, for layers that draw their weights from them; after
+    it they are as they were."""
+    python, arrays = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)
 
 
 def device_name(device: str) -> str:

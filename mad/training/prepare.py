@@ -11,7 +11,7 @@ import torch
 from mad import models, plugins, tasks
 from mad.config import Run
 from mad.registry import unknown
-from mad.training import budget
+from mad.training import budget, host
 from mad.training.data import padded
 from mad.training.schedule import SCHEDULES
 
@@ -90,7 +90,8 @@ def build_task(run: Run) -> Any:
 
 def build_model(run: Run, task: Any) -> Any:
     """The model of a prepared run, its weights drawn from torch's generator."""
-    return _model(run.to_dict()["arch"], task.vocab_size, task.head)
+    with host.seeded(run.seed):
+        return _model(run.to_dict()["arch"], task.vocab_size, task.head)
 
 
 def cost(run: Run, task: Any, length: int | None = None) -> models.Cost:
@@ -114,7 +115,7 @@ def _cost(spec: str, length: int, plugin_digests: tuple[str, ...]) -> models.Cos
     """Of a model that is built and dropped. A sweep repeats few models over many points; the texts of the plugins are
     part of what a model is."""
     arch, vocab_size, head = json.loads(spec)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), host.seeded(0):
         return models.cost(_model(arch, vocab_size, head), length)
 
 

@@ -328,6 +328,27 @@ def test_a_plugin_brings_a_layer_and_its_text_decides_the_run_id(tmp_path):
     assert (again.run_id, again.metrics, again.versions) == (first.id, record.metrics, record.versions)
 
 
+def test_a_layer_may_draw_from_numpy(tmp_path):
+    plugin = tmp_path / "noise.py"
+    plugin.write_text(
+        "import layers, numpy, torch\n"
+        "@layers.register('from_numpy', kind='channel')\n"
+        "class FromNumPy(layers.ChannelMixer):\n"
+        "    def __init__(self, dim, max_length):\n"
+        "        super().__init__(dim, max_length)\n"
+        "        self.weight = torch.nn.Parameter(torch.tensor(numpy.random.randn(dim), dtype=torch.float32))\n"
+        "    def forward(self, x):\n"
+        "        return x * self.weight\n"
+        "    def flops(self, length):\n"
+        "        return length * self.dim\n"
+    )
+    run = tiny(arch={"stack": "base_conv-from_numpy"}) | {"plugins": [str(plugin)]}
+    before = np.random.get_state()[1].tolist()
+    first, second = training.train(run), training.train(run)
+    assert first.metrics == second.metrics and first.metrics != training.train(run | {"seed": 2}).metrics
+    assert np.random.get_state()[1].tolist() == before
+
+
 @pytest.mark.parametrize("stack", ["base_conv-attention", "rtf-mlp", "monarch_mixer-moe", "hyena-swiglu"])
 @pytest.mark.parametrize("length", [10, 16, 20])  # of which all but the last token are read: 9, 15, 19
 def test_filling_up_changes_no_score(length, stack, monkeypatch):
