@@ -507,3 +507,15 @@ def test_the_live_display_has_a_line_per_worker_and_the_time_left():
 
 def test_durations():
     assert [duration(s) for s in (0.4, 59.4, 59.6, 187, 8100)] == ["0 s", "59 s", "1:00 min", "3:07 min", "2:15 h"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_the_server_that_workers_come_from_is_deaf_to_an_interrupt_from_the_first():
+    """It shares the terminal, imports for seconds, and would end in a traceback of its own."""
+    code = (
+        "from multiprocessing import forkserver; from mad.engine import local; local._context();"
+        "print(open(f'/proc/{forkserver._forkserver._forkserver_pid}/status').read())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    ignored = next(line.split()[1] for line in done.stdout.splitlines() if line.startswith("SigIgn"))
+    assert int(ignored, 16) & 1 << signal.SIGINT - 1

@@ -4,9 +4,13 @@ What a worker is, and what becomes of its runs when it dies: `mad.engine.process
 `mad.engine.worker`.
 """
 
+import contextlib
 import multiprocessing
 import os
-from collections.abc import Callable, Generator
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -113,7 +117,23 @@ def _context() -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
+    with _deaf():
+        forkserver.ensure_running()
     return context
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Without an ear for Ctrl-C, which a process begun inside inherits: the server imports for seconds before it turns
+    its own away."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def cores() -> int:
