@@ -76,7 +76,7 @@ class Scores:
 
 @dataclass
 class Report:
-    """What `make` found. `compute` is the budget of the comparisons: the largest at which all architectures ran."""
+    """What `make` found. `compute` is the budget of the comparisons: the largest that all with a law reached."""
 
     groups: dict[str, Group]
     compute: float
@@ -114,7 +114,8 @@ def make(
     Args:
         table: as `mad.scaling.read` gives it.
         scores: arch and score, as `read_scores` gives them: do they predict the perplexity?
-        at: training FLOPs at which architectures are compared; None: the largest budget that all of them reached.
+        at: training FLOPs at which architectures are compared; None: the largest budget that all of them reached, but
+            for those without a parametric law, which are not compared.
         bootstrap: resamples; None: 1000, fewer for large tables.
     """
     if bootstrap is None:
@@ -123,15 +124,15 @@ def make(
         str(arch): Group(str(arch), runs, per_token(runs["compute"], runs["n"], runs["d"]))
         for arch, runs in table.groupby("arch", sort=True)
     }
-    report = Report(
-        groups, at if at is not None else float(min(group.runs["compute"].max() for group in groups.values()))
-    )
+    report = Report(groups, math.nan)
     for group in groups.values():
         _fit(report, group, bootstrap, seed)
+    lawful = [group for group in groups.values() if group.parametric]
+    reached = [group.runs["compute"].max() for group in lawful or groups.values()]
+    report.compute = float(min(reached) if at is None else at)
     final = pd.concat([group.final for group in groups.values()])
     if "state_size" in final:
         report.state = report.attempt("state", fit_state_optimal, final, bootstrap=bootstrap, seed=seed)
-    lawful = [group for group in groups.values() if group.parametric]
     lawful.sort(key=lambda group: _loss(group, report.compute))
     for other in lawful[1:]:
         best = lawful[0].arch

@@ -128,6 +128,15 @@ def test_checkpoints_make_an_envelope_and_are_resampled_by_run(tmp_path, capsys)
     assert "Checkpoints" not in capsys.readouterr().out
 
 
+def test_an_architecture_without_a_law_sets_no_budget():
+    table = standard(profiles(), {"n": "Size", "d": "seen", "loss": "final"}, "family")
+    table = table[(table["arch"] != "old") | (table.index == table.index[table["arch"] == "old"][0])]
+    made = report.make(table, bootstrap=0)
+    assert made.groups["old"].parametric is None and made.compute == pytest.approx(BUDGETS[-1])
+    assert report.make(table, bootstrap=0, at=2e19).compute == 2e19
+    assert report.make(table[table["arch"] == "old"], bootstrap=0).compute == pytest.approx(BUDGETS[0])
+
+
 def test_repeated_tokens_are_valued_or_named(tmp_path, capsys):
     table = profiles(noise=0.0)[["Size", "seen", "final"]].iloc[:28].assign(unique=np.inf)
     table["unique"] = table["seen"]
