@@ -70,7 +70,7 @@ class Disagreement(ScalingWarning):
 
 
 class Extrapolation(ScalingWarning):
-    """A prediction beyond the largest budget that was trained."""
+    """A prediction beyond the largest budget that was trained, or below the smallest."""
 
 
 def positive(**columns: Any) -> list[np.ndarray]:

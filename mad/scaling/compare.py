@@ -11,6 +11,8 @@ from mad.scaling.isoflop import BUDGETS, SAME_BUDGET, budgets, vertex
 from mad.scaling.parametric import ParametricFit, fit_parametric, optimum
 from mad.scaling.table import Frame, clusters, part, per_token, standard
 
+NEAR = 1.01  # steps are whole: runs end up a little beside their budget
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -54,18 +56,16 @@ def compare(
     if not 0 < at_compute < np.inf:
         raise ValueError(f"at_compute must be positive and finite, got {at_compute}")
     runs = standard(table)
-    fits, costs, largest = [], [], []
+    fits, costs, smallest, largest = [], [], [], []
     for k, name in enumerate((a, b)):
         rows = part(runs, name)
         options: Any = {"bootstrap": bootstrap, "cluster": clusters(rows), "seed": 2 * seed + k}  # a stream for each
         fits.append(fit_parametric(rows["n"], rows["d"], rows["loss"], **options))
         costs.append(per_token(rows["compute"], rows["n"], rows["d"]))
+        smallest.append(rows["compute"].min())
         largest.append(rows["compute"].max())
     beyond = max(1.0, at_compute / min(largest))
-    if beyond > 1:
-        warn(
-            Extrapolation, f"{at_compute:.3g} FLOPs is {beyond:.3g} times the largest budget at which both were trained"
-        )
+    outside(at_compute, max(smallest), min(largest), "both were")
     best = [np.array([list(fit.parameters.values())]) for fit in fits]
     difference, multiplier, losses = _measure(best, costs, at_compute)
     intervals = [(np.nan, np.nan)] * 2
@@ -77,6 +77,16 @@ def compare(
         a, b, float(at_compute), float(losses[0][0]), float(losses[1][0]), float(difference[0]), intervals[0],
         float(multiplier[0]), intervals[1], beyond,
     )  # fmt: skip
+
+
+def outside(compute: float, smallest: float, largest: float, who: str) -> None:
+    """Warn of a prediction at a budget that `who` did not reach, or began beyond."""
+    for end, edge, out in (
+        ("largest", largest, compute > NEAR * largest), ("smallest", smallest, compute < smallest / NEAR)
+    ):  # fmt: skip
+        if out:
+            times = compute / edge
+            warn(Extrapolation, f"{compute:.3g} FLOPs is {times:.3g} times the {end} budget at which {who} trained")
 
 
 def _measure(parameters: list[np.ndarray], costs: list[float], compute: float) -> tuple[Any, Any, list]:

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from mad.registry import nearest
-from mad.scaling.checks import Disagreement, Refused, ScalingWarning, TooFewRuns
-from mad.scaling.compare import Comparison, Holdout, compare, holdout
+from mad.scaling.checks import Disagreement, Extrapolation, Refused, ScalingWarning, TooFewRuns
+from mad.scaling.compare import Comparison, Holdout, compare, holdout, outside
 from mad.scaling.constrained import DataConstrainedFit, fit_data_constrained
 from mad.scaling.envelope import EnvelopeFit, fit_envelope
 from mad.scaling.isoflop import IsoflopFit, fit_isoflop
@@ -134,10 +134,13 @@ def make(
     if "state_size" in final:
         report.state = report.attempt("state", fit_state_optimal, final, bootstrap=bootstrap, seed=seed)
     lawful.sort(key=lambda group: _loss(group, report.compute))
+    for group in lawful:
+        ends = group.runs["compute"].agg(["min", "max"])
+        report.attempt(f"{group.arch}, optimum", outside, report.compute, *ends, f"{group.arch} was")
     for other in lawful[1:]:
         best = lawful[0].arch
         found = report.attempt(
-            f"{best} against {other.arch}", compare, table, best, other.arch, report.compute, bootstrap=bootstrap,
+            f"{best} against {other.arch}", _compare, table, best, other.arch, report.compute, bootstrap=bootstrap,
             seed=seed,
         )  # fmt: skip
         report.comparisons += [found] if found else []
@@ -169,6 +172,12 @@ def _fit(report: Report, group: Group, bootstrap: int, seed: int) -> None:
                 f"the exponent of N* is {one[0]:.3f} to {one[1]:.3f} by the parametric law, {other[0]:.3f} to "
                 f"{other[1]:.3f} by IsoFLOP profiles: at least one of them does not describe these runs",
             )  # fmt: skip
+
+
+def _compare(*args: Any, **options: Any) -> Comparison:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Extrapolation)  # said of each of the two already
+        return compare(*args, **options)
 
 
 def _constrained(runs: Frame, repeated: np.ndarray) -> DataConstrainedFit:

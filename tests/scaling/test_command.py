@@ -137,6 +137,16 @@ def test_an_architecture_without_a_law_sets_no_budget():
     assert report.make(table[table["arch"] == "old"], bootstrap=0).compute == pytest.approx(BUDGETS[0])
 
 
+@pytest.mark.parametrize("names", [["ours"], ["ours", "theirs"]])
+def test_an_optimum_outside_the_budgets_is_said_once_of_each(names):
+    table = standard(profiles(), {"n": "Size", "d": "seen", "loss": "final"}, "family")
+    table = table[table["arch"].isin(names)]
+    for at, said in ((6.4e21, "100 times the largest"), (1e16, "0.01 times the smallest"), (1e18, ""), (6.4e19, "")):
+        notes = [note for note in report.make(table, bootstrap=0, at=at).notes if note.kind == "Extrapolation"]
+        wanted = [f"{at:.3g} FLOPs is {said} budget at which {name} was trained" for name in names] if said else []
+        assert sorted(note.message for note in notes) == wanted
+
+
 def test_repeated_tokens_are_valued_or_named(tmp_path, capsys):
     table = profiles(noise=0.0)[["Size", "seen", "final"]].iloc[:28].assign(unique=np.inf)
     table["unique"] = table["seen"]

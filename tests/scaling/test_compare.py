@@ -1,5 +1,7 @@
 """Two architectures at a budget: loss difference and compute multiplier, known and with intervals; and hold-outs."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -103,6 +105,16 @@ def test_beyond_the_largest_common_budget_is_said(pair):
     largest = (6 * table["n"] * table["d"]).groupby(table["arch"]).max().min()
     with pytest.warns(Extrapolation, match=r"is 10 times the largest budget at which both were trained"):
         assert compare(table, "a", "b", 10 * largest, bootstrap=0).extrapolated == pytest.approx(10)
+
+
+def test_below_the_smallest_common_budget_is_said(pair):
+    table = pair()
+    smallest = (6 * table["n"] * table["d"]).groupby(table["arch"]).min().max()
+    with pytest.warns(Extrapolation, match=r"is 0.1 times the smallest budget at which both were trained"):
+        assert compare(table, "a", "b", smallest / 10, bootstrap=0).extrapolated == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Extrapolation)
+        compare(table, "a", "b", smallest / 1.005, bootstrap=0)
 
 
 @pytest.mark.parametrize(
