@@ -66,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"Columns looked for, upper or lower case: {known}. Two of n, d and compute are enough: C = 6 n d.",
     )
     parser.add_argument("table", metavar="TABLE", help="a CSV file, or a results folder: its records are read")
-    parser.add_argument("--columns", nargs="+", default=[], metavar="NAME=COLUMN", help="what the table calls a column")
+    parser.add_argument(
+        "--columns", nargs="+", action="extend", default=[], metavar="NAME=COLUMN", help="what the table calls a column"
+    )
     parser.add_argument("--group", metavar="COLUMN", help="the column that tells architectures apart (arch)")
     parser.add_argument("--out", metavar="DIR", help="where to write (default: scaling/ beside the table)")
     parser.add_argument("--at", type=float, metavar="FLOPS", help="compare here (default: the largest common budget)")
@@ -84,6 +86,8 @@ def _columns(pairs: list[str]) -> dict[str, str]:
         name, equals, column = pair.partition("=")
         if not (name and equals and column):
             raise ValueError(f"--columns takes NAME=COLUMN, as n=params, got {pair!r}")
+        if name in columns:
+            raise ValueError(f"--columns gives {name} twice, as {columns[name]!r} and as {column!r}")
         columns[name] = column
     return columns
 

@@ -117,7 +117,9 @@ def standard(
     Raises:
         Refused: nothing is left. ValueError: a column is missing, or holds no numbers.
     """
-    chosen = dict(columns or {}) | ({"arch": group} if group else {})
+    chosen = dict(columns or {})
+    if group and chosen.setdefault("arch", group) != group:
+        raise ValueError(f"the group is {group!r}, but the column of arch is {chosen['arch']!r}; give one of them")
     for name, source in chosen.items():
         if name not in ALIASES:
             raise ValueError(f"unknown column {name!r}{nearest(name, ALIASES)}; expected one of {', '.join(ALIASES)}")
@@ -126,15 +128,12 @@ def standard(
                 f"the table has no column {source!r}{nearest(source, map(str, table))} for {name}; "
                 f"it has: {', '.join(map(str, table))}"
             )
-    for name, source in chosen.items():
-        other = next((key for key, column in chosen.items() if column == source and key < name), None)
-        if other is not None:
-            raise ValueError(f"column {source!r} is given for {other} and for {name}; it can be one of them")
     lower = {str(column).strip().lower(): column for column in reversed(list(table))}
     sources = {
         name: chosen.get(name) or next((lower[key] for key in (name, *others) if key in lower), None)
         for name, others in ALIASES.items()
     }
+    _apart(sources, chosen)
     found = {name: table[source] for name, source in sources.items() if source is not None}
     found = {k: column for k, column in found.items() if k not in TEXT or k in chosen or column.notna().any()}
     new = pd.DataFrame({name: _cast(name, column) for name, column in found.items()})
@@ -147,6 +146,18 @@ def standard(
     new = new.reset_index(drop=True)
     new.attrs["columns"] = {name: source or "derived" for name, source in sources.items() if name in new}
     return new
+
+
+def _apart(sources: Mapping[str, str | None], chosen: Mapping[str, str]) -> None:
+    """Raises ValueError where two names share a column, but for one of TEXT: a size may be an architecture's name."""
+    for name, source in chosen.items():
+        for other in (key for key, column in sources.items() if column == source and key != name):
+            if other in chosen:
+                raise ValueError(f"column {source!r} is given for {other} and for {name}; it can be one of them")
+            if not {name, other} & set(TEXT):
+                raise ValueError(
+                    f"column {source!r} is given for {name}, and by its name it is {other}; say which column {other} is"
+                )
 
 
 def _cast(name: str, column: Frame) -> Frame:

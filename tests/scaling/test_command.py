@@ -215,9 +215,10 @@ def test_many_architectures_are_told_apart_in_a_figure():
         (["{table}", *COLUMNS, "--scores", "{table}"], "the table of scores .* has no column 'arch'"),
         (["{table}", *COLUMNS, "--scores", "none.csv"], "none.csv does not exist"),
         (
-            ["{table}", *COLUMNS, "--columns", "n=Size", "d=Size"],
+            ["{table}", "--columns", "n=Size", "--columns", "d=Size"],
             "column 'Size' is given for d and for n; it can be one",
         ),
+        (["{table}", *COLUMNS, "--columns", "n=seen"], "--columns gives n twice, as 'Size' and as 'seen'"),
         (["{table}", *COLUMNS, "--scores", "{words}"], "'mean' of the table of scores .* got 'high' for 'ours'"),
     ],
 )

@@ -79,6 +79,22 @@ def test_other_names_are_given():
         standard(foreign, group="kinds")
 
 
+def test_a_column_is_one_thing():
+    for given, said in (
+        ({"d": "params"}, "d, and by its name it is n"),
+        ({"n": "tokens"}, "n, and by its name it is d"),
+    ):
+        with pytest.raises(ValueError, match=f"column '.*' is given for {said}; say which column"):
+            standard(table(), given)
+    with pytest.raises(ValueError, match="the group is 'kind', but the column of arch is 'x'; give one of them"):
+        standard(table(kind="a", x="b"), {"arch": "x"}, "kind")
+    with pytest.raises(ValueError, match="column 'params' is given for arch and for n; it can be one"):
+        standard(table(), {"n": "params"}, "params")
+    exchanged = standard(table(), {"d": "params", "n": "tokens"})
+    assert exchanged["n"].tolist() == [400, 200, 100] and exchanged["d"].tolist() == [10, 20, 40]
+    assert standard(table(), group="params")["arch"].tolist() == ["10", "20", "40"]  # an architecture a size
+
+
 def test_any_two_of_size_tokens_and_compute_give_the_third():
     whole = pd.DataFrame({"n": [1e9, 2e9], "d": [3e10, 4e10], "compute": [1.8e20, 4.8e20], "loss": [2.0, 1.9]})
     for name in ("n", "d", "compute"):
