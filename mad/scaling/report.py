@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from mad.registry import nearest
-from mad.scaling.checks import Disagreement, Extrapolation, Refused, ScalingWarning, TooFewRuns
+from mad.scaling.checks import Disagreement, Extrapolation, Refused, RepeatedTokens, ScalingWarning, TooFewRuns
 from mad.scaling.compare import Comparison, Holdout, compare, holdout, outside
 from mad.scaling.constrained import DataConstrainedFit, fit_data_constrained
 from mad.scaling.envelope import EnvelopeFit, fit_envelope
@@ -163,6 +163,10 @@ def _fit(report: Report, group: Group, bootstrap: int, seed: int) -> None:
     if "unique" in runs:
         repeated = ((runs["unique"] > 0) & (d > REPEATED * runs["unique"])).to_numpy()  # 0: not known
         if repeated.any():
+            times = (final["d"] / final["unique"].where(final["unique"] > 0)).to_numpy()
+            said = f"{(times > REPEATED).sum()} of {len(final)} runs of {arch} saw tokens more than once (up to "
+            said += f"{np.nanmax(times):.2f} times), which all fits but the data-constrained one take for new ones"
+            report.note(f"{arch}, repeated tokens", RepeatedTokens.__name__, said)
             group.constrained = report.attempt(f"{arch}, data-constrained", _constrained, runs, repeated)
     if group.isoflop and group.parametric and group.parametric.intervals:
         one, other = group.parametric.intervals["a"], group.isoflop.intervals["a"]
@@ -183,11 +187,10 @@ def _compare(*args: Any, **options: Any) -> Comparison:
 def _constrained(runs: Frame, repeated: np.ndarray) -> DataConstrainedFit:
     """The worth of repetition, upon the law of the runs that repeat nothing."""
     rest = runs[~repeated]
-    most = float((runs["d"] / runs["unique"]).max())
     if repeated.sum() < 3 or len(rest) < 2 * len(NAMES):
         raise TooFewRuns(
-            f"{repeated.sum()} of {len(runs)} runs saw tokens more than once (up to {most:.2f} times), which the other "
-            "fits take for new ones; what repetition is worth needs 3 such runs, and 10 without repetition"
+            f"what repetition is worth needs 3 runs that repeat tokens and {2 * len(NAMES)} that do not, got "
+            f"{repeated.sum()} and {len(rest)}"
         )
     law = fit_parametric(rest["n"], rest["d"], rest["loss"])
     return fit_data_constrained(runs["n"], runs["d"], runs["unique"], runs["loss"], base=law)

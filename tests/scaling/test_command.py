@@ -155,7 +155,9 @@ def test_repeated_tokens_are_valued_or_named(tmp_path, capsys):
     few.to_csv(tmp_path / "few.csv", index=False)
     options = [*COLUMNS[:4], "--bootstrap", 0, "--no-figures"]
     assert run(tmp_path / "few.csv", *options) == 0
-    assert "1 of 28 runs saw tokens more than once (up to 2.00 times)" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "RepeatedTokens (all, repeated tokens): 1 of 28 runs of all saw tokens more than once (up to 2.00" in shown
+    assert "needs 3 runs that repeat tokens and 10 that do not, got 1 and 27" in shown
     E, A, B, alpha, beta = LAWS["ours"]
     more = table.iloc[::2].copy()
     more["seen"] = more["unique"] * 8
@@ -163,7 +165,9 @@ def test_repeated_tokens_are_valued_or_named(tmp_path, capsys):
     more["final"] = E + A * more["Size"] ** -alpha + B * worth**-beta
     pd.concat([table, more]).to_csv(tmp_path / "more.csv", index=False)
     assert run(tmp_path / "more.csv", *options) == 0
-    assert "repeated tokens, all: R_D* = 15" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "repeated tokens, all: R_D* = 15" in shown
+    assert "14 of 42 runs of all saw tokens more than once (up to 8.00 times), which all fits but" in shown
 
 
 def test_perplexities_in_place_of_losses_are_noticed(tmp_path, capsys):
