@@ -63,23 +63,32 @@ def read(path: str | Path, columns: Mapping[str, str] | None = None, group: str 
         chosen = {group, *(source for name, source in (columns or {}).items() if name in TEXT)}
         table, text = read_table(csv_file(path), chosen), csv_file(path).read_bytes()
     found = standard(table, columns, group)
-    if found["loss"].median() > PLAUSIBLE_NATS:
-        warnings.warn(
-            f"half of the losses are above {PLAUSIBLE_NATS:.0f}, but nats a token are at most ln(vocabulary), 12 for "
-            "150,000 ids; of a perplexity give the logarithm, of a sum the mean",
-            Units,
-            stacklevel=2,
-        )
-    flops = per_token(found["compute"], found["n"], found["d"])
-    if not FEWEST_FLOPS < flops < MOST_FLOPS:
-        warnings.warn(
-            f"the compute is {flops:.2g} n d, but training takes about {PER_TOKEN:.0f} FLOPs a parameter and token: it "
-            "may be in another unit, as GFLOPs, and what is said in FLOPs is then in that one",
-            Units,
-            stacklevel=2,
-        )
+    _units(found)
     found.attrs["sha256"] = hashlib.sha256(text).hexdigest()
     return found
+
+
+def _units(table: Frame) -> None:
+    """Warn of losses and compute that can hardly be in nats and FLOPs, and of which architectures."""
+    rows = dict(list(table.groupby("arch")))
+    flops = {arch: per_token(runs["compute"], runs["n"], runs["d"]) for arch, runs in rows.items()}
+    high = [arch for arch, runs in rows.items() if runs["loss"].median() > PLAUSIBLE_NATS]
+    odd = [arch for arch in rows if not FEWEST_FLOPS < flops[arch] < MOST_FLOPS]
+    of_high, of_odd = (f" of {', '.join(archs)}" if len(archs) < len(rows) else "" for archs in (high, odd))
+    if high:
+        warnings.warn(
+            f"half of the losses{of_high} are above {PLAUSIBLE_NATS:.0f}, but nats a token are at most ln(vocabulary), "
+            "12 for 150,000 ids; of a perplexity give the logarithm, of a sum the mean",
+            Units,
+            stacklevel=3,
+        )
+    if odd:
+        warnings.warn(
+            f"the compute{of_odd} is {flops[odd[0]]:.2g} n d, but training takes about {PER_TOKEN:.0f} FLOPs a "
+            "parameter and token: it may be in another unit, as GFLOPs, and what is said in FLOPs is then in that one",
+            Units,
+            stacklevel=3,
+        )
 
 
 def csv_file(path: str | Path, name: str = "results.csv") -> Path:
