@@ -26,7 +26,7 @@ from mad.scaling.isoflop import IsoflopFit, fit_isoflop
 from mad.scaling.parametric import NAMES, ParametricFit, fit_parametric
 from mad.scaling.rank import RankCorrelation, rank_correlation
 from mad.scaling.state import MOST_NATS, StateOptimalFit, fit_state_optimal
-from mad.scaling.table import ALIASES, Frame, clusters, csv_file, per_token, read_table
+from mad.scaling.table import ALIASES, Frame, clusters, csv_file, last, per_token, read_table
 
 SCORES = ("mean", "score", "mad_score", "mad_mean_acc", "accuracy")  # columns that hold one, the first there is
 REPEATED = 1.01  # tokens trained on over those that differ: from here a run has seen some twice
@@ -60,9 +60,7 @@ class Group:
     @property
     def final(self) -> Frame:
         """A row a run: the last one where rows are checkpoints."""
-        if clusters(self.runs) is None:
-            return self.runs
-        return self.runs.loc[self.runs.groupby("run")["d"].idxmax()].sort_index()
+        return last(self.runs)
 
 
 @dataclass

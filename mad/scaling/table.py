@@ -243,3 +243,10 @@ def part(table: Frame, arch: str) -> Frame:
 def clusters(table: Frame) -> Any:
     """What `cluster=` of a fit takes: the run of each row where rows are checkpoints, else None."""
     return table["run"] if "run" in table and table["run"].duplicated().any() else None
+
+
+def last(table: Frame) -> Frame:
+    """A row a run of one architecture: the last one where rows are checkpoints."""
+    if clusters(table) is None:
+        return table
+    return table.loc[table.groupby("run")["d"].idxmax()].sort_index()
