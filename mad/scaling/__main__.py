@@ -106,8 +106,10 @@ def _check(options: argparse.Namespace) -> None:
 def show(report: Report, table: Any, source: str, console: Console) -> None:
     """Print the report: a row an architecture, then what goes across them, then every refusal and warning."""
     origin = ", ".join(f"{k} = {v}" for k, v in table.attrs["columns"].items() if v not in (k, "derived"))
+    runs = sum(len(group.final) for group in report.groups.values())
+    checkpoints = "" if runs == len(table) else f", {_count(len(table), 'checkpoint')},"
     console.print(
-        f"{source}: {_count(len(table), 'run')} of {_count(len(report.groups), 'architecture')}"
+        f"{source}: {_count(runs, 'run')}{checkpoints} of {_count(len(report.groups), 'architecture')}"
         f"{'; ' if origin else ''}{origin}",
         soft_wrap=True, highlight=False,
     )  # fmt: skip
@@ -127,6 +129,13 @@ def show(report: Report, table: Any, source: str, console: Console) -> None:
     if best.rows:
         console.print(best)
     for group in report.groups.values():
+        if group.envelope:
+            fit = group.envelope
+            console.print(
+                f"envelope, {group.arch}: a = {fit.a:.3f}{_interval(fit.n_law.interval)}, from {len(fit.compute)} "
+                f"points of {_count(fit.winners, 'run')}",
+                highlight=False,
+            )
         if group.constrained:
             (low_d, high_d), (low_n, high_n) = (group.constrained.plausible()[key] for key in ("rd", "rn"))
             console.print(
@@ -152,7 +161,7 @@ def show(report: Report, table: Any, source: str, console: Console) -> None:
 
 def _row(group: Group) -> list[str]:
     law, profiles, held = group.parametric, group.isoflop, group.holdout
-    cells = [group.arch, str(len(group.runs))]
+    cells = [group.arch, str(len(group.final))]
     cells += [f"{v:.4g}" for v in (law.E, law.A, law.B, law.alpha, law.beta)] if law else ["refused", *[""] * 4]
     for fit in (law, profiles):
         cells.append(f"{fit.a:.3f}{_interval(fit.intervals.get('a'))}" if fit else "refused")

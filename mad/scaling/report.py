@@ -269,7 +269,7 @@ def to_json(value: Any) -> Any:
         left_out = LEFT_OUT | (POINTS if isinstance(value, EnvelopeFit) else set())
         left_out |= {"parametric"} if isinstance(value, IsoflopFit) else set()  # the group's own
         plain = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value) if f.name not in left_out}
-        more = {"runs": len(value.runs)} if isinstance(value, Group) else {}
+        more = {"runs": len(value.final), "rows": len(value.runs)} if isinstance(value, Group) else {}
         exponents = {key: getattr(value, key) for key in ("a", "b") if isinstance(getattr(value, key, None), float)}
         return more | plain | exponents
     if isinstance(value, dict):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -114,7 +115,7 @@ def test_what_the_data_cannot_carry_is_refused_and_said(tmp_path, capsys):
 def test_checkpoints_make_an_envelope_and_are_resampled_by_run(tmp_path, capsys):
     E, A, B, alpha, beta = LAWS["ours"]
     rng, rows = np.random.default_rng(2), []
-    for k, n in enumerate(np.geomspace(1e7, 1e9, 9)):
+    for k, n in enumerate(np.geomspace(1e7, 1e9, 16)):
         luck = np.exp(0.01 * rng.standard_normal())
         for d in np.geomspace(2e8, 4e11, 30):
             rows.append({"run": f"run{k}", "n": n, "d": d, "loss": (E + A * n**-alpha + B * d**-beta) * luck})
@@ -125,7 +126,13 @@ def test_checkpoints_make_an_envelope_and_are_resampled_by_run(tmp_path, capsys)
     low, high = fits["parametric"]["intervals"]["alpha"]
     assert high - low > 0.02  # the runs' own luck, which rows alone would average away
     assert (tmp_path / "scaling/envelope.png").stat().st_size > 10_000
-    assert "Checkpoints" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "16 runs, 480 checkpoints, of 1 architecture" in shown and "Checkpoints" not in shown
+    assert (fits["runs"], fits["rows"]) == (16, 480)
+    low, high = fits["envelope"]["n_law"]["interval"]
+    said = re.search(r"envelope, all: a = (\S+) \[(\S+), (\S+)\], from (\d+) points of (\d) runs", shown)
+    assert said and [float(x) for x in said.groups()[:3]] == pytest.approx([fits["envelope"]["a"], low, high], abs=6e-4)
+    assert int(said[4]) <= 1500 and int(said[5]) == fits["envelope"]["winners"]
 
 
 def test_an_architecture_without_a_law_sets_no_budget():
