@@ -57,8 +57,8 @@ def fit_envelope(
         bootstrap: resamples of the runs.
 
     Raises:
-        TooFewRuns: fewer than three runs, or sizes that win inside. ValueError: a column is missing, or the span is
-            empty.
+        TooFewRuns: fewer than three runs, or sizes that win inside, or runs that never overlap. ValueError: a
+            column is missing, or the span is empty.
     """
     resamples(bootstrap)
     for column in ("run", "n", "d", "loss"):
@@ -78,7 +78,7 @@ def fit_envelope(
     first, last = (np.array([f(log_c[run == r]) for r in names]) for f in (np.min, np.max))
     low, high = np.log(span) if span else (np.sort(first)[RUNS - 1], np.sort(last)[-2])
     if not low < high:
-        raise ValueError(f"the span from {np.exp(low):.3g} to {np.exp(high):.3g} FLOPs is empty")
+        raise TooFewRuns("the runs overlap at no compute: there is none from where three are there to where two are")
     grid = np.linspace(low, high, budgets)
     losses, tokens = np.full((2, len(names), budgets), np.inf)
     for r in names:

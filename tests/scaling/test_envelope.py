@@ -124,6 +124,11 @@ def test_noise_is_smoothed_away():
             "3 sizes that are the best at some compute, for which .* got 0",
         ),
         (
+            lambda t: fit_envelope(t[t["run"].isin(["r0", "r5", "r10"])]),
+            TooFewRuns,
+            "the runs overlap at no compute",
+        ),
+        (
             lambda t: fit_envelope(t.drop(columns="run")),
             ValueError,
             "need the columns run, n, d and loss, got n, d, loss",
