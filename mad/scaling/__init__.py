@@ -24,6 +24,7 @@ from mad.scaling.checks import (
     NoInterval,
     NotFinite,
     Refused,
+    RepeatedTokens,
     ScalingWarning,
     TooFewBudgets,
     TooFewRuns,
@@ -43,8 +44,8 @@ from mad.scaling.table import read, standard
 __all__ = [
     "Checkpoints", "Comparison", "DataConstrainedFit", "Disagreement", "DuplicatedRuns", "Edge", "EnvelopeFit",
     "Extrapolation", "Holdout", "IsoflopFit", "NarrowSpan", "NoFloor", "NoInteriorMinimum", "NoInterval", "NotFinite",
-    "Optimum", "ParametricFit", "PowerLaw", "RankCorrelation", "Refused", "ScalingWarning", "StateOptimalFit",
-    "TooFewBudgets", "TooFewRuns", "Unbounded", "Units", "Vertex", "compare", "fit_data_constrained", "fit_envelope",
-    "fit_isoflop", "fit_parametric", "fit_power_law", "fit_state_optimal", "holdout", "rank_correlation", "read",
-    "standard",
+    "Optimum", "ParametricFit", "PowerLaw", "RankCorrelation", "Refused", "RepeatedTokens", "ScalingWarning",
+    "StateOptimalFit", "TooFewBudgets", "TooFewRuns", "Unbounded", "Units", "Vertex", "compare", "fit_data_constrained",
+    "fit_envelope", "fit_isoflop", "fit_parametric", "fit_power_law", "fit_state_optimal", "holdout",
+    "rank_correlation", "read", "standard",
 ]  # fmt: skip

@@ -66,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"Columns looked for, upper or lower case: {known}. Two of n, d and compute are enough: C = 6 n d.",
     )
     parser.add_argument("table", metavar="TABLE", help="a CSV file, or a results folder: its records are read")
-    parser.add_argument("--columns", nargs="+", default=[], metavar="NAME=COLUMN", help="what the table calls a column")
+    parser.add_argument(
+        "--columns", nargs="+", action="extend", default=[], metavar="NAME=COLUMN", help="what the table calls a column"
+    )
     parser.add_argument("--group", metavar="COLUMN", help="the column that tells architectures apart (arch)")
     parser.add_argument("--out", metavar="DIR", help="where to write (default: scaling/ beside the table)")
     parser.add_argument("--at", type=float, metavar="FLOPS", help="compare here (default: the largest common budget)")
@@ -84,6 +86,8 @@ def _columns(pairs: list[str]) -> dict[str, str]:
         name, equals, column = pair.partition("=")
         if not (name and equals and column):
             raise ValueError(f"--columns takes NAME=COLUMN, as n=params, got {pair!r}")
+        if name in columns:
+            raise ValueError(f"--columns gives {name} twice, as {columns[name]!r} and as {column!r}")
         columns[name] = column
     return columns
 
@@ -102,8 +106,10 @@ def _check(options: argparse.Namespace) -> None:
 def show(report: Report, table: Any, source: str, console: Console) -> None:
     """Print the report: a row an architecture, then what goes across them, then every refusal and warning."""
     origin = ", ".join(f"{k} = {v}" for k, v in table.attrs["columns"].items() if v not in (k, "derived"))
+    runs = sum(len(group.final) for group in report.groups.values())
+    checkpoints = "" if runs == len(table) else f", {_count(len(table), 'checkpoint')},"
     console.print(
-        f"{source}: {_count(len(table), 'run')} of {_count(len(report.groups), 'architecture')}"
+        f"{source}: {_count(runs, 'run')}{checkpoints} of {_count(len(report.groups), 'architecture')}"
         f"{'; ' if origin else ''}{origin}",
         soft_wrap=True, highlight=False,
     )  # fmt: skip
@@ -123,6 +129,13 @@ def show(report: Report, table: Any, source: str, console: Console) -> None:
     if best.rows:
         console.print(best)
     for group in report.groups.values():
+        if group.envelope:
+            fit = group.envelope
+            console.print(
+                f"envelope, {group.arch}: a = {fit.a:.3f}{_interval(fit.n_law.interval)}, from {len(fit.compute)} "
+                f"points of {_count(fit.winners, 'run')}",
+                highlight=False,
+            )
         if group.constrained:
             (low_d, high_d), (low_n, high_n) = (group.constrained.plausible()[key] for key in ("rd", "rn"))
             console.print(
@@ -148,7 +161,7 @@ def show(report: Report, table: Any, source: str, console: Console) -> None:
 
 def _row(group: Group) -> list[str]:
     law, profiles, held = group.parametric, group.isoflop, group.holdout
-    cells = [group.arch, str(len(group.runs))]
+    cells = [group.arch, str(len(group.final))]
     cells += [f"{v:.4g}" for v in (law.E, law.A, law.B, law.alpha, law.beta)] if law else ["refused", *[""] * 4]
     for fit in (law, profiles):
         cells.append(f"{fit.a:.3f}{_interval(fit.intervals.get('a'))}" if fit else "refused")

@@ -69,8 +69,12 @@ class Disagreement(ScalingWarning):
     """Two ways to estimate the same number do not agree."""
 
 
+class RepeatedTokens(ScalingWarning):
+    """Runs saw tokens more than once, which laws of sizes and tokens take for new ones."""
+
+
 class Extrapolation(ScalingWarning):
-    """A prediction beyond the largest budget that was trained."""
+    """A prediction beyond the largest budget that was trained, or below the smallest."""
 
 
 def positive(**columns: Any) -> list[np.ndarray]:

@@ -9,7 +9,9 @@ import numpy as np
 from mad.scaling.checks import Extrapolation, ScalingWarning, TooFewBudgets, warn
 from mad.scaling.isoflop import BUDGETS, SAME_BUDGET, budgets, vertex
 from mad.scaling.parametric import ParametricFit, fit_parametric, optimum
-from mad.scaling.table import Frame, clusters, part, per_token, standard
+from mad.scaling.table import Frame, clusters, last, part, per_token, standard
+
+NEAR = 1.01  # steps are whole: runs end up a little beside their budget
 
 
 @dataclass(frozen=True)
@@ -54,18 +56,16 @@ def compare(
     if not 0 < at_compute < np.inf:
         raise ValueError(f"at_compute must be positive and finite, got {at_compute}")
     runs = standard(table)
-    fits, costs, largest = [], [], []
+    fits, costs, smallest, largest = [], [], [], []
     for k, name in enumerate((a, b)):
         rows = part(runs, name)
         options: Any = {"bootstrap": bootstrap, "cluster": clusters(rows), "seed": 2 * seed + k}  # a stream for each
         fits.append(fit_parametric(rows["n"], rows["d"], rows["loss"], **options))
         costs.append(per_token(rows["compute"], rows["n"], rows["d"]))
+        smallest.append(rows["compute"].min())
         largest.append(rows["compute"].max())
     beyond = max(1.0, at_compute / min(largest))
-    if beyond > 1:
-        warn(
-            Extrapolation, f"{at_compute:.3g} FLOPs is {beyond:.3g} times the largest budget at which both were trained"
-        )
+    outside(at_compute, max(smallest), min(largest), "both were")
     best = [np.array([list(fit.parameters.values())]) for fit in fits]
     difference, multiplier, losses = _measure(best, costs, at_compute)
     intervals = [(np.nan, np.nan)] * 2
@@ -77,6 +77,16 @@ def compare(
         a, b, float(at_compute), float(losses[0][0]), float(losses[1][0]), float(difference[0]), intervals[0],
         float(multiplier[0]), intervals[1], beyond,
     )  # fmt: skip
+
+
+def outside(compute: float, smallest: float, largest: float, who: str) -> None:
+    """Warn of a prediction at a budget that `who` did not reach, or began beyond."""
+    for end, edge, out in (
+        ("largest", largest, compute > NEAR * largest), ("smallest", smallest, compute < smallest / NEAR)
+    ):  # fmt: skip
+        if out:
+            times = compute / edge
+            warn(Extrapolation, f"{compute:.3g} FLOPs is {times:.3g} times the {end} budget at which {who} trained")
 
 
 def _measure(parameters: list[np.ndarray], costs: list[float], compute: float) -> tuple[Any, Any, list]:
@@ -98,7 +108,7 @@ class Holdout:
     Attributes:
         compute: the budget held out.
         fit: the law of the others.
-        errors: ln predicted - ln observed of each run held out.
+        errors: ln predicted - ln observed of each run held out, of its last row where rows are checkpoints.
         rmse: their root mean square.
         bias: their mean.
         rmse_within: the same root mean square of the runs that were fitted, to compare with.
@@ -118,24 +128,30 @@ class Holdout:
 def holdout(table: Frame, *, same_budget: float = SAME_BUDGET) -> Holdout:
     """Fit one architecture's runs without the largest budget, and predict it.
 
+    Where rows are checkpoints a run's budget is that of its last one, and it is held out with all of them: the luck
+    that they share would tell the law what to predict.
+
     Raises:
-        TooFewBudgets: fewer than three. ValueError: the table holds several architectures.
+        TooFewBudgets: fewer than three. Refused: too few other runs for a law. ValueError: the table holds several
+            architectures.
     """
     runs = standard(table)
     if runs["arch"].nunique() > 1:
         names = ", ".join(sorted(runs["arch"].unique()))
         raise ValueError(f"holdout takes the runs of one architecture, got {names}; choose by table[table.arch == ...]")
-    compute, n, d, loss = (runs[key].to_numpy() for key in ("compute", "n", "d", "loss"))
+    ends, cluster = last(runs), clusters(runs)
+    compute, n, d, loss = (ends[key].to_numpy() for key in ("compute", "n", "d", "loss"))
     groups = budgets(compute, same_budget)
     if len(groups) < BUDGETS:
         raise TooFewBudgets(f"holding out the largest budget needs at least {BUDGETS} budgets, got {len(groups)}")
-    rest, last = np.concatenate(groups[:-1]), groups[-1]
-    cluster = clusters(runs)
+    held = groups[-1]
+    names = runs.index.to_series() if cluster is None else cluster
+    rest = runs[~names.isin(names[ends.index[held]])]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScalingWarning)  # said of the whole table already
-        fit = fit_parametric(n[rest], d[rest], loss[rest], cluster=None if cluster is None else cluster.iloc[rest])
-    errors = np.log(fit.predict(n[last], d[last]) / loss[last])
-    found = vertex(compute, n, d, loss, last)
+        fit = fit_parametric(rest["n"], rest["d"], rest["loss"], cluster=clusters(rest))
+    errors = np.log(fit.predict(n[held], d[held]) / loss[held])
+    found = vertex(compute, n, d, loss, held)
     return Holdout(
         found.compute, fit, errors, float(np.sqrt((errors**2).mean())), float(errors.mean()),
         float(np.sqrt((fit.residuals**2).mean())), fit.optimum(found.compute, per_token(compute, n, d)).n,

@@ -1,14 +1,20 @@
-"""The envelope of training curves (Hoffmann et al. 2022, arXiv 2203.15556, approach 1): the best run by compute."""
+"""The envelope of training curves (Hoffmann et al. 2022, arXiv 2203.15556, approach 1): the best run by compute.
+
+Where the best run is of the smallest or the largest model that was trained for that compute, a smaller or a larger one
+might be better still: as with the minima of IsoFLOP profiles at an edge, such budgets are left out of the fit.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from mad.scaling.checks import TooFewRuns, positive, resamples
+from mad.scaling.checks import MOST_FAILED, Edge, NoInterval, TooFewRuns, positive, resamples, warn
 from mad.scaling.power import Exponents, PowerLaw, fit_power_law
 from mad.scaling.table import Frame
 
 RUNS = 3  # at least
+SAME = 1e-9  # of ln n: one size
+SIZES = 3  # that are best somewhere inside, at least: the slope of k equal steps is 1 - 1/k^2 of what they follow
 
 
 @dataclass(frozen=True)
@@ -16,10 +22,10 @@ class EnvelopeFit(Exponents):
     """N* and D* of the runs that are best at each compute.
 
     Attributes:
-        compute, n, d, loss: the envelope, at budgets evenly spaced in the logarithm.
+        compute, n, d, loss: the envelope, at budgets evenly spaced in the logarithm, without those left out.
         n_law, d_law: power laws through it, with the intervals of a bootstrap over runs, if any.
-        span: first and last compute; the exponents depend on it.
-        winners: how many runs the envelope consists of. Its points are not independent, these are.
+        span: first and last compute of these; the exponents depend on it.
+        winners: how many runs they are of. Its points are not independent, these are.
     """
 
     compute: np.ndarray
@@ -51,8 +57,8 @@ def fit_envelope(
         bootstrap: resamples of the runs.
 
     Raises:
-        TooFewRuns: fewer than three runs, or fewer than two that win. ValueError: a column is missing, or the span is
-            empty.
+        TooFewRuns: fewer than three runs, or sizes that win inside, or runs that never overlap. ValueError: a
+            column is missing, or the span is empty.
     """
     resamples(bootstrap)
     for column in ("run", "n", "d", "loss"):
@@ -72,7 +78,7 @@ def fit_envelope(
     first, last = (np.array([f(log_c[run == r]) for r in names]) for f in (np.min, np.max))
     low, high = np.log(span) if span else (np.sort(first)[RUNS - 1], np.sort(last)[-2])
     if not low < high:
-        raise ValueError(f"the span from {np.exp(low):.3g} to {np.exp(high):.3g} FLOPs is empty")
+        raise TooFewRuns("the runs overlap at no compute: there is none from where three are there to where two are")
     grid = np.linspace(low, high, budgets)
     losses, tokens = np.full((2, len(names), budgets), np.inf)
     for r in names:
@@ -83,31 +89,55 @@ def fit_envelope(
         tokens[r] = np.interp(grid, log_c[rows], np.log(d[rows]))
     size = np.array([np.log(n[run == r]).mean() for r in names])
 
-    def laws(kept: np.ndarray):
-        winner = kept[np.argmin(losses[kept], 0)]
-        there = np.isfinite(losses[winner, np.arange(budgets)])
-        return winner, there, size[winner], tokens[winner, np.arange(budgets)]
+    def best(kept: np.ndarray):
+        """Of these runs: the best at each budget, ln n and ln d there, and where there is any, and one inside."""
+        winner, at = kept[np.argmin(losses[kept], 0)], np.arange(budgets)
+        there = np.isfinite(losses[kept])
+        small, large = (f(np.where(there, size[kept, None], k * np.inf), 0) for f, k in ((np.min, 1), (np.max, -1)))
+        inside = (small + SAME < size[winner]) & (size[winner] < large - SAME)
+        return winner, size[winner], tokens[winner, at], there.any(0), inside
 
-    winner, there, best_n, best_d = laws(names)
+    winner, best_n, best_d, there, inside = best(names)
     if not there.any():
         raise TooFewRuns(f"no run was trained for {np.exp(low):.3g} to {np.exp(high):.3g} FLOPs")
-    if len(np.unique(winner[there])) < 2:
-        raise TooFewRuns("one run is the best at every compute: there is no envelope to fit")
+    sizes, left = _sizes(best_n[inside]), int((there & ~inside).sum())
+    if sizes < SIZES:
+        raise TooFewRuns(
+            f"an envelope needs {SIZES} sizes that are the best at some compute, for which a smaller and a larger one "
+            f"were trained too, got {sizes}"
+        )
+    if left:
+        warn(
+            Edge,
+            f"{left} of {there.sum()} budgets are left out of the envelope: the best model is the smallest or the "
+            "largest that was trained for them",
+        )
     rng, slopes = np.random.default_rng(seed), []
     for _ in range(bootstrap):
-        w, ok, log_n, log_d = laws(np.unique(rng.integers(len(names), size=len(names))))
-        if len(np.unique(w[ok])) >= 2:
+        _, log_n, log_d, _, ok = best(np.unique(rng.integers(len(names), size=len(names))))
+        if _sizes(log_n[ok]) >= SIZES:
             slopes.append(np.polyfit(grid[ok], np.stack([log_n[ok], log_d[ok]], 1), 1)[0])
-    x = np.exp(grid[there])
+    if len(slopes) < (1 - MOST_FAILED) * bootstrap:
+        warn(
+            NoInterval,
+            f"no interval: in {1 - len(slopes) / bootstrap:.0%} of the resamples fewer than {SIZES} sizes are best at "
+            "some compute; train more sizes",
+        )
+        slopes = []
+    x = np.exp(grid[inside])
     n_law, d_law = (
-        _with_interval(fit_power_law(x, np.exp(y[there])), [s[i] for s in slopes])
+        _with_interval(fit_power_law(x, np.exp(y[inside])), [s[i] for s in slopes])
         for i, y in enumerate((best_n, best_d))
     )
-    best = np.exp(losses[winner, np.arange(budgets)][there])
+    least = np.exp(losses[winner, np.arange(budgets)][inside])
     return EnvelopeFit(
-        x, np.exp(best_n[there]), np.exp(best_d[there]), best, n_law, d_law,
-        (float(x[0]), float(x[-1])), len(np.unique(winner[there])),
+        x, np.exp(best_n[inside]), np.exp(best_d[inside]), least, n_law, d_law,
+        (float(x[0]), float(x[-1])), len(np.unique(winner[inside])),
     )  # fmt: skip
+
+
+def _sizes(log_n: np.ndarray) -> int:
+    return int((np.diff(np.sort(log_n)) > SAME).sum()) + (len(log_n) > 0)
 
 
 def _with_interval(law: PowerLaw, exponents: list[float]) -> PowerLaw:

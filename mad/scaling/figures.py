@@ -191,8 +191,8 @@ def _holdout(groups: list[Group], looks: dict) -> Figure:
         assert group.holdout
         held = group.holdout
         color, marker = looks[group.arch]
-        rows = group.runs["compute"] >= held.compute * 0.9
-        n, d, loss = (group.runs.loc[rows, key].to_numpy() for key in ("n", "d", "loss"))
+        runs = group.final.nlargest(len(held.errors), "compute")
+        n, d, loss = (runs[key].to_numpy() for key in ("n", "d", "loss"))
         order = np.argsort(n)
         axes.plot(n, loss, marker, color=color, label="observed")
         axes.plot(n[order], held.fit.predict(n, d)[order], "--", color="black", label="predicted")

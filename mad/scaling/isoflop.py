@@ -30,7 +30,8 @@ from mad.scaling.parametric import NOTHING, Optimum, ParametricFit, fit_parametr
 from mad.scaling.power import Exponents, PowerLaw, fit_power_law
 from mad.scaling.table import per_token
 
-SAME_BUDGET = 0.1  # budgets this much apart, relatively, are one
+SAME_BUDGET = 0.1  # runs this much apart, relatively, are of one budget
+WIDEST = 2.5  # times that, from the first run of a budget to its last: those within +-10 % of it are 22 % apart
 BUDGETS, POINTS = 3, 3  # at least
 SHOWN = 3  # budgets that a warning explains
 
@@ -109,7 +110,8 @@ def fit_isoflop(
     """Fit IsoFLOP profiles.
 
     Args:
-        compute: training FLOPs of each run, (rows,); runs whose budgets differ by less than `same_budget` share one.
+        compute: training FLOPs of each run, (rows,); runs within `same_budget` of the next one share a budget, at
+            most 2.5 times that wide.
         n, d, loss: parameters, tokens, loss.
         bootstrap: resamples of the runs of every budget; both stages are fitted again to each. With 5 to 7 runs a
             budget the intervals of simulated tables were about twice as wide as they need be, with 15 right.
@@ -149,11 +151,16 @@ def left_out(vertices: list[Vertex], of: str = "") -> None:
 
 
 def budgets(compute: np.ndarray, same: float = SAME_BUDGET) -> list[np.ndarray]:
-    """Rows of each budget, smallest first: runs whose compute differs from the group's smallest by less than `same`."""
+    """Rows of each budget, smallest first.
+
+    Each run is within `same` of the next one, so that budgets roughly met stay whole, and within WIDEST times
+    that of the first one, so that compute evenly spread is not one budget.
+    """
     order = np.argsort(compute, kind="stable")
     groups: list[list[int]] = []
     for row in order:
-        if groups and compute[row] <= compute[groups[-1][0]] * (1 + same):
+        first, last = (compute[groups[-1][end]] for end in (0, -1)) if groups else (0.0, 0.0)
+        if compute[row] <= min(last * (1 + same), first * (1 + WIDEST * same)):
             groups[-1].append(int(row))
         else:
             groups.append([int(row)])

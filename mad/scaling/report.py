@@ -18,15 +18,15 @@ import numpy as np
 import pandas as pd
 
 from mad.registry import nearest
-from mad.scaling.checks import Disagreement, Refused, ScalingWarning, TooFewRuns
-from mad.scaling.compare import Comparison, Holdout, compare, holdout
+from mad.scaling.checks import Disagreement, Extrapolation, Refused, RepeatedTokens, ScalingWarning, TooFewRuns
+from mad.scaling.compare import Comparison, Holdout, compare, holdout, outside
 from mad.scaling.constrained import DataConstrainedFit, fit_data_constrained
 from mad.scaling.envelope import EnvelopeFit, fit_envelope
 from mad.scaling.isoflop import IsoflopFit, fit_isoflop
 from mad.scaling.parametric import NAMES, ParametricFit, fit_parametric
 from mad.scaling.rank import RankCorrelation, rank_correlation
 from mad.scaling.state import MOST_NATS, StateOptimalFit, fit_state_optimal
-from mad.scaling.table import ALIASES, Frame, clusters, csv_file, per_token, read_table
+from mad.scaling.table import ALIASES, Frame, clusters, csv_file, last, per_token, read_table
 
 SCORES = ("mean", "score", "mad_score", "mad_mean_acc", "accuracy")  # columns that hold one, the first there is
 REPEATED = 1.01  # tokens trained on over those that differ: from here a run has seen some twice
@@ -60,9 +60,7 @@ class Group:
     @property
     def final(self) -> Frame:
         """A row a run: the last one where rows are checkpoints."""
-        if clusters(self.runs) is None:
-            return self.runs
-        return self.runs.loc[self.runs.groupby("run")["d"].idxmax()].sort_index()
+        return last(self.runs)
 
 
 @dataclass
@@ -76,7 +74,7 @@ class Scores:
 
 @dataclass
 class Report:
-    """What `make` found. `compute` is the budget of the comparisons: the largest at which all architectures ran."""
+    """What `make` found. `compute` is the budget of the comparisons: the largest that all with a law reached."""
 
     groups: dict[str, Group]
     compute: float
@@ -114,7 +112,8 @@ def make(
     Args:
         table: as `mad.scaling.read` gives it.
         scores: arch and score, as `read_scores` gives them: do they predict the perplexity?
-        at: training FLOPs at which architectures are compared; None: the largest budget that all of them reached.
+        at: training FLOPs at which architectures are compared; None: the largest budget that all of them reached, but
+            for those without a parametric law, which are not compared.
         bootstrap: resamples; None: 1000, fewer for large tables.
     """
     if bootstrap is None:
@@ -123,20 +122,23 @@ def make(
         str(arch): Group(str(arch), runs, per_token(runs["compute"], runs["n"], runs["d"]))
         for arch, runs in table.groupby("arch", sort=True)
     }
-    report = Report(
-        groups, at if at is not None else float(min(group.runs["compute"].max() for group in groups.values()))
-    )
+    report = Report(groups, math.nan)
     for group in groups.values():
         _fit(report, group, bootstrap, seed)
+    lawful = [group for group in groups.values() if group.parametric]
+    reached = [group.runs["compute"].max() for group in lawful or groups.values()]
+    report.compute = float(min(reached) if at is None else at)
     final = pd.concat([group.final for group in groups.values()])
     if "state_size" in final:
         report.state = report.attempt("state", fit_state_optimal, final, bootstrap=bootstrap, seed=seed)
-    lawful = [group for group in groups.values() if group.parametric]
     lawful.sort(key=lambda group: _loss(group, report.compute))
+    for group in lawful:
+        ends = group.runs["compute"].agg(["min", "max"])
+        report.attempt(f"{group.arch}, optimum", outside, report.compute, *ends, f"{group.arch} was")
     for other in lawful[1:]:
         best = lawful[0].arch
         found = report.attempt(
-            f"{best} against {other.arch}", compare, table, best, other.arch, report.compute, bootstrap=bootstrap,
+            f"{best} against {other.arch}", _compare, table, best, other.arch, report.compute, bootstrap=bootstrap,
             seed=seed,
         )  # fmt: skip
         report.comparisons += [found] if found else []
@@ -159,6 +161,10 @@ def _fit(report: Report, group: Group, bootstrap: int, seed: int) -> None:
     if "unique" in runs:
         repeated = ((runs["unique"] > 0) & (d > REPEATED * runs["unique"])).to_numpy()  # 0: not known
         if repeated.any():
+            times = (final["d"] / final["unique"].where(final["unique"] > 0)).to_numpy()
+            said = f"{(times > REPEATED).sum()} of {len(final)} runs of {arch} saw tokens more than once (up to "
+            said += f"{np.nanmax(times):.2f} times), which all fits but the data-constrained one take for new ones"
+            report.note(f"{arch}, repeated tokens", RepeatedTokens.__name__, said)
             group.constrained = report.attempt(f"{arch}, data-constrained", _constrained, runs, repeated)
     if group.isoflop and group.parametric and group.parametric.intervals:
         one, other = group.parametric.intervals["a"], group.isoflop.intervals["a"]
@@ -170,14 +176,19 @@ def _fit(report: Report, group: Group, bootstrap: int, seed: int) -> None:
             )  # fmt: skip
 
 
+def _compare(*args: Any, **options: Any) -> Comparison:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Extrapolation)  # said of each of the two already
+        return compare(*args, **options)
+
+
 def _constrained(runs: Frame, repeated: np.ndarray) -> DataConstrainedFit:
     """The worth of repetition, upon the law of the runs that repeat nothing."""
     rest = runs[~repeated]
-    most = float((runs["d"] / runs["unique"]).max())
     if repeated.sum() < 3 or len(rest) < 2 * len(NAMES):
         raise TooFewRuns(
-            f"{repeated.sum()} of {len(runs)} runs saw tokens more than once (up to {most:.2f} times), which the other "
-            "fits take for new ones; what repetition is worth needs 3 such runs, and 10 without repetition"
+            f"what repetition is worth needs 3 runs that repeat tokens and {2 * len(NAMES)} that do not, got "
+            f"{repeated.sum()} and {len(rest)}"
         )
     law = fit_parametric(rest["n"], rest["d"], rest["loss"])
     return fit_data_constrained(runs["n"], runs["d"], runs["unique"], runs["loss"], base=law)
@@ -258,7 +269,7 @@ def to_json(value: Any) -> Any:
         left_out = LEFT_OUT | (POINTS if isinstance(value, EnvelopeFit) else set())
         left_out |= {"parametric"} if isinstance(value, IsoflopFit) else set()  # the group's own
         plain = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value) if f.name not in left_out}
-        more = {"runs": len(value.runs)} if isinstance(value, Group) else {}
+        more = {"runs": len(value.final), "rows": len(value.runs)} if isinstance(value, Group) else {}
         exponents = {key: getattr(value, key) for key in ("a", "b") if isinstance(getattr(value, key, None), float)}
         return more | plain | exponents
     if isinstance(value, dict):

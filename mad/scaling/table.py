@@ -63,23 +63,32 @@ def read(path: str | Path, columns: Mapping[str, str] | None = None, group: str 
         chosen = {group, *(source for name, source in (columns or {}).items() if name in TEXT)}
         table, text = read_table(csv_file(path), chosen), csv_file(path).read_bytes()
     found = standard(table, columns, group)
-    if found["loss"].median() > PLAUSIBLE_NATS:
-        warnings.warn(
-            f"half of the losses are above {PLAUSIBLE_NATS:.0f}, but nats a token are at most ln(vocabulary), 12 for "
-            "150,000 ids; of a perplexity give the logarithm, of a sum the mean",
-            Units,
-            stacklevel=2,
-        )
-    flops = per_token(found["compute"], found["n"], found["d"])
-    if not FEWEST_FLOPS < flops < MOST_FLOPS:
-        warnings.warn(
-            f"the compute is {flops:.2g} n d, but training takes about {PER_TOKEN:.0f} FLOPs a parameter and token: it "
-            "may be in another unit, as GFLOPs, and what is said in FLOPs is then in that one",
-            Units,
-            stacklevel=2,
-        )
+    _units(found)
     found.attrs["sha256"] = hashlib.sha256(text).hexdigest()
     return found
+
+
+def _units(table: Frame) -> None:
+    """Warn of losses and compute that can hardly be in nats and FLOPs, and of which architectures."""
+    rows = dict(list(table.groupby("arch")))
+    flops = {arch: per_token(runs["compute"], runs["n"], runs["d"]) for arch, runs in rows.items()}
+    high = [arch for arch, runs in rows.items() if runs["loss"].median() > PLAUSIBLE_NATS]
+    odd = [arch for arch in rows if not FEWEST_FLOPS < flops[arch] < MOST_FLOPS]
+    of_high, of_odd = (f" of {', '.join(archs)}" if len(archs) < len(rows) else "" for archs in (high, odd))
+    if high:
+        warnings.warn(
+            f"half of the losses{of_high} are above {PLAUSIBLE_NATS:.0f}, but nats a token are at most ln(vocabulary), "
+            "12 for 150,000 ids; of a perplexity give the logarithm, of a sum the mean",
+            Units,
+            stacklevel=3,
+        )
+    if odd:
+        warnings.warn(
+            f"the compute{of_odd} is {flops[odd[0]]:.2g} n d, but training takes about {PER_TOKEN:.0f} FLOPs a "
+            "parameter and token: it may be in another unit, as GFLOPs, and what is said in FLOPs is then in that one",
+            Units,
+            stacklevel=3,
+        )
 
 
 def csv_file(path: str | Path, name: str = "results.csv") -> Path:
@@ -117,7 +126,9 @@ def standard(
     Raises:
         Refused: nothing is left. ValueError: a column is missing, or holds no numbers.
     """
-    chosen = dict(columns or {}) | ({"arch": group} if group else {})
+    chosen = dict(columns or {})
+    if group and chosen.setdefault("arch", group) != group:
+        raise ValueError(f"the group is {group!r}, but the column of arch is {chosen['arch']!r}; give one of them")
     for name, source in chosen.items():
         if name not in ALIASES:
             raise ValueError(f"unknown column {name!r}{nearest(name, ALIASES)}; expected one of {', '.join(ALIASES)}")
@@ -126,15 +137,12 @@ def standard(
                 f"the table has no column {source!r}{nearest(source, map(str, table))} for {name}; "
                 f"it has: {', '.join(map(str, table))}"
             )
-    for name, source in chosen.items():
-        other = next((key for key, column in chosen.items() if column == source and key < name), None)
-        if other is not None:
-            raise ValueError(f"column {source!r} is given for {other} and for {name}; it can be one of them")
     lower = {str(column).strip().lower(): column for column in reversed(list(table))}
     sources = {
         name: chosen.get(name) or next((lower[key] for key in (name, *others) if key in lower), None)
         for name, others in ALIASES.items()
     }
+    _apart(sources, chosen)
     found = {name: table[source] for name, source in sources.items() if source is not None}
     found = {k: column for k, column in found.items() if k not in TEXT or k in chosen or column.notna().any()}
     new = pd.DataFrame({name: _cast(name, column) for name, column in found.items()})
@@ -147,6 +155,18 @@ def standard(
     new = new.reset_index(drop=True)
     new.attrs["columns"] = {name: source or "derived" for name, source in sources.items() if name in new}
     return new
+
+
+def _apart(sources: Mapping[str, str | None], chosen: Mapping[str, str]) -> None:
+    """Raises ValueError where two names share a column, but for one of TEXT: a size may be an architecture's name."""
+    for name, source in chosen.items():
+        for other in (key for key, column in sources.items() if column == source and key != name):
+            if other in chosen:
+                raise ValueError(f"column {source!r} is given for {other} and for {name}; it can be one of them")
+            if not {name, other} & set(TEXT):
+                raise ValueError(
+                    f"column {source!r} is given for {name}, and by its name it is {other}; say which column {other} is"
+                )
 
 
 def _cast(name: str, column: Frame) -> Frame:
@@ -223,3 +243,10 @@ def part(table: Frame, arch: str) -> Frame:
 def clusters(table: Frame) -> Any:
     """What `cluster=` of a fit takes: the run of each row where rows are checkpoints, else None."""
     return table["run"] if "run" in table and table["run"].duplicated().any() else None
+
+
+def last(table: Frame) -> Frame:
+    """A row a run of one architecture: the last one where rows are checkpoints."""
+    if clusters(table) is None:
+        return table
+    return table.loc[table.groupby("run")["d"].idxmax()].sort_index()

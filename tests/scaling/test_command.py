@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -114,7 +115,7 @@ def test_what_the_data_cannot_carry_is_refused_and_said(tmp_path, capsys):
 def test_checkpoints_make_an_envelope_and_are_resampled_by_run(tmp_path, capsys):
     E, A, B, alpha, beta = LAWS["ours"]
     rng, rows = np.random.default_rng(2), []
-    for k, n in enumerate(np.geomspace(1e7, 1e9, 9)):
+    for k, n in enumerate(np.geomspace(1e7, 1e9, 16)):
         luck = np.exp(0.01 * rng.standard_normal())
         for d in np.geomspace(2e8, 4e11, 30):
             rows.append({"run": f"run{k}", "n": n, "d": d, "loss": (E + A * n**-alpha + B * d**-beta) * luck})
@@ -125,7 +126,32 @@ def test_checkpoints_make_an_envelope_and_are_resampled_by_run(tmp_path, capsys)
     low, high = fits["parametric"]["intervals"]["alpha"]
     assert high - low > 0.02  # the runs' own luck, which rows alone would average away
     assert (tmp_path / "scaling/envelope.png").stat().st_size > 10_000
-    assert "Checkpoints" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "16 runs, 480 checkpoints, of 1 architecture" in shown and "Checkpoints" not in shown
+    assert (fits["runs"], fits["rows"]) == (16, 480)
+    low, high = fits["envelope"]["n_law"]["interval"]
+    said = re.search(r"envelope, all: a = (\S+) \[(\S+), (\S+)\], from (\d+) points of (\d) runs", shown)
+    assert said and [float(x) for x in said.groups()[:3]] == pytest.approx([fits["envelope"]["a"], low, high], abs=6e-4)
+    assert int(said[4]) <= 1500 and int(said[5]) == fits["envelope"]["winners"]
+
+
+def test_an_architecture_without_a_law_sets_no_budget():
+    table = standard(profiles(), {"n": "Size", "d": "seen", "loss": "final"}, "family")
+    table = table[(table["arch"] != "old") | (table.index == table.index[table["arch"] == "old"][0])]
+    made = report.make(table, bootstrap=0)
+    assert made.groups["old"].parametric is None and made.compute == pytest.approx(BUDGETS[-1])
+    assert report.make(table, bootstrap=0, at=2e19).compute == 2e19
+    assert report.make(table[table["arch"] == "old"], bootstrap=0).compute == pytest.approx(BUDGETS[0])
+
+
+@pytest.mark.parametrize("names", [["ours"], ["ours", "theirs"]])
+def test_an_optimum_outside_the_budgets_is_said_once_of_each(names):
+    table = standard(profiles(), {"n": "Size", "d": "seen", "loss": "final"}, "family")
+    table = table[table["arch"].isin(names)]
+    for at, said in ((6.4e21, "100 times the largest"), (1e16, "0.01 times the smallest"), (1e18, ""), (6.4e19, "")):
+        notes = [note for note in report.make(table, bootstrap=0, at=at).notes if note.kind == "Extrapolation"]
+        wanted = [f"{at:.3g} FLOPs is {said} budget at which {name} was trained" for name in names] if said else []
+        assert sorted(note.message for note in notes) == wanted
 
 
 def test_repeated_tokens_are_valued_or_named(tmp_path, capsys):
@@ -136,7 +162,9 @@ def test_repeated_tokens_are_valued_or_named(tmp_path, capsys):
     few.to_csv(tmp_path / "few.csv", index=False)
     options = [*COLUMNS[:4], "--bootstrap", 0, "--no-figures"]
     assert run(tmp_path / "few.csv", *options) == 0
-    assert "1 of 28 runs saw tokens more than once (up to 2.00 times)" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "RepeatedTokens (all, repeated tokens): 1 of 28 runs of all saw tokens more than once (up to 2.00" in shown
+    assert "needs 3 runs that repeat tokens and 10 that do not, got 1 and 27" in shown
     E, A, B, alpha, beta = LAWS["ours"]
     more = table.iloc[::2].copy()
     more["seen"] = more["unique"] * 8
@@ -144,7 +172,9 @@ def test_repeated_tokens_are_valued_or_named(tmp_path, capsys):
     more["final"] = E + A * more["Size"] ** -alpha + B * worth**-beta
     pd.concat([table, more]).to_csv(tmp_path / "more.csv", index=False)
     assert run(tmp_path / "more.csv", *options) == 0
-    assert "repeated tokens, all: R_D* = 15" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "repeated tokens, all: R_D* = 15" in shown
+    assert "14 of 42 runs of all saw tokens more than once (up to 8.00 times), which all fits but" in shown
 
 
 def test_perplexities_in_place_of_losses_are_noticed(tmp_path, capsys):
@@ -196,9 +226,10 @@ def test_many_architectures_are_told_apart_in_a_figure():
         (["{table}", *COLUMNS, "--scores", "{table}"], "the table of scores .* has no column 'arch'"),
         (["{table}", *COLUMNS, "--scores", "none.csv"], "none.csv does not exist"),
         (
-            ["{table}", *COLUMNS, "--columns", "n=Size", "d=Size"],
+            ["{table}", "--columns", "n=Size", "--columns", "d=Size"],
             "column 'Size' is given for d and for n; it can be one",
         ),
+        (["{table}", *COLUMNS, "--columns", "n=seen"], "--columns gives n twice, as 'Size' and as 'seen'"),
         (["{table}", *COLUMNS, "--scores", "{words}"], "'mean' of the table of scores .* got 'high' for 'ours'"),
     ],
 )

@@ -1,5 +1,7 @@
 """Two architectures at a budget: loss difference and compute multiplier, known and with intervals; and hold-outs."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -105,6 +107,16 @@ def test_beyond_the_largest_common_budget_is_said(pair):
         assert compare(table, "a", "b", 10 * largest, bootstrap=0).extrapolated == pytest.approx(10)
 
 
+def test_below_the_smallest_common_budget_is_said(pair):
+    table = pair()
+    smallest = (6 * table["n"] * table["d"]).groupby(table["arch"]).min().max()
+    with pytest.warns(Extrapolation, match=r"is 0.1 times the smallest budget at which both were trained"):
+        assert compare(table, "a", "b", smallest / 10, bootstrap=0).extrapolated == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Extrapolation)
+        compare(table, "a", "b", smallest / 1.005, bootstrap=0)
+
+
 @pytest.mark.parametrize(
     ("names", "budget", "kind", "message"),
     [
@@ -145,6 +157,21 @@ def test_the_error_of_a_holdout_is_of_rows_that_were_not_fitted(profiles):
     shifted = table.assign(loss=table["loss"] * np.where(table["compute"] > 5e20, 1.1, 1))
     assert holdout(shifted).bias == pytest.approx(held.bias - np.log(1.1))
     assert holdout(shifted).rmse_within == held.rmse_within
+
+
+def test_a_run_is_held_out_with_all_its_checkpoints():
+    rng, rows = np.random.default_rng(0), []
+    for k, n in enumerate(np.geomspace(1e8, 1e10, 10)):
+        d = np.geomspace(1e9, 1e11, 30)
+        loss = (1.8 + 480 / n**0.35 + 2100 / d**0.37) * np.exp(0.01 * rng.standard_normal())
+        rows.append(pd.DataFrame({"run": f"r{k}", "n": n, "d": d, "loss": loss}))
+    table = pd.concat(rows, ignore_index=True)
+    held, rest, end = holdout(table), table[table["run"] != "r9"], table.iloc[-1]
+    alone = fit_parametric(rest["n"], rest["d"], rest["loss"], cluster=rest["run"])
+    assert held.errors == pytest.approx([np.log(alone.predict(end["n"], end["d"]) / end["loss"])])
+    assert held.compute == pytest.approx(6e21) and np.isnan(held.n_observed)
+    with pytest.raises(TooFewBudgets, match="at least 3 budgets, got 2"):  # of many checkpoints each
+        holdout(table[table["run"].isin(["r0", "r9"])])
 
 
 def test_a_budget_without_a_vertex_has_no_observed_size(profiles):

@@ -7,7 +7,17 @@ import pandas as pd
 import pytest
 
 from mad.records import Record, Store
-from mad.scaling import Checkpoints, DuplicatedRuns, NarrowSpan, NotFinite, Refused, ScalingWarning, read, standard
+from mad.scaling import (
+    Checkpoints,
+    DuplicatedRuns,
+    NarrowSpan,
+    NotFinite,
+    Refused,
+    ScalingWarning,
+    Units,
+    read,
+    standard,
+)
 from mad.scaling.checks import look, positive
 from mad.scaling.report import read_scores
 from mad.scaling.table import ALIASES, DroppedRows, clusters, part
@@ -77,6 +87,33 @@ def test_other_names_are_given():
         standard(foreign, {"n": "sizes"})
     with pytest.raises(ValueError, match=r"no column 'kinds' \(did you mean 'kind'\?\) for arch"):
         standard(foreign, group="kinds")
+
+
+def test_a_column_is_one_thing():
+    for given, said in (
+        ({"d": "params"}, "d, and by its name it is n"),
+        ({"n": "tokens"}, "n, and by its name it is d"),
+    ):
+        with pytest.raises(ValueError, match=f"column '.*' is given for {said}; say which column"):
+            standard(table(), given)
+    with pytest.raises(ValueError, match="the group is 'kind', but the column of arch is 'x'; give one of them"):
+        standard(table(kind="a", x="b"), {"arch": "x"}, "kind")
+    with pytest.raises(ValueError, match="column 'params' is given for arch and for n; it can be one"):
+        standard(table(), {"n": "params"}, "params")
+    exchanged = standard(table(), {"d": "params", "n": "tokens"})
+    assert exchanged["n"].tolist() == [400, 200, 100] and exchanged["d"].tolist() == [10, 20, 40]
+    assert standard(table(), group="params")["arch"].tolist() == ["10", "20", "40"]  # an architecture a size
+
+
+def test_units_are_those_of_each_architecture(tmp_path):
+    nats, file = table(arch="a"), tmp_path / "mixed.csv"
+    nats["compute"] = 6 * nats["params"] * nats["tokens"]
+    others = nats.assign(arch="b", compute=nats["compute"] / 1e9), nats.assign(arch="b", loss=40)
+    messages = "the compute of b is 6e-09 n d, but", "half of the losses of b are above 20, but"
+    for other, message in zip(others, messages, strict=True):
+        pd.concat([nats, nats.assign(arch="c"), other]).to_csv(file, index=False)
+        with pytest.warns(Units, match=message):
+            read(file)
 
 
 def test_any_two_of_size_tokens_and_compute_give_the_third():
