@@ -160,7 +160,7 @@ def test_bad_options():
             layers.build({"name": "linear_attention", "feature_map": feature_map}, 16, 8)
     with pytest.raises(ValueError, match="normalize must be true or false, got 'yes'"):
         layers.build({"name": "linear_attention", "normalize": "yes"}, 16, 8)
-    with pytest.raises(ValueError, match="eps must be a number of at least 0, got -1.0"):
+    with pytest.raises(ValueError, match="eps must be a finite number of at least 0, got -1.0"):
         layers.build({"name": "based", "eps": -1.0}, 16, 8)
     with pytest.raises(ValueError, match="expected q, k"):
         kernels.linear_attention(torch.ones(1, 1, 2, 3), torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 3))
