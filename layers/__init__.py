@@ -24,7 +24,7 @@ __all__ = ["ChannelMixer", "Layer", "build", "names", "options", "register", "re
 
 KINDS = ("sequence", "channel")
 registry = Registry("layer")
-options = registry.options  # options("hyena") -> {"filter_order": 4, ...}
+options = registry.options  # options("hyena") -> {"expansion": 4, ...}
 resolve = registry.resolve  # resolve({"name": "hyena", "filter_order": 64}) -> ("hyena", {"filter_order": 64})
 
 

@@ -19,11 +19,19 @@ from mad.registry import Registry
 registry = Registry("filter")
 
 
-def build_filter(spec: str | Mapping[str, Any], channels: int, max_length: int, **defaults: Any) -> nn.Module:
-    """Build the filter `spec`, a name or a mapping of name and options; `defaults` are the layer's own options."""
+def build_filter(
+    spec: str | Mapping[str, Any], channels: int, max_length: int, filter_order: int | None = None, usual: int = 4
+) -> nn.Module:
+    """Build the filter `spec`, a name or a mapping of name and options.
+
+    Args:
+        filter_order: the layer's own option; None: `usual`, where the filter has such an option at all.
+    """
     name, options = registry.resolve(spec)
-    known = registry.options(name) if name in registry.names() else {}
-    return registry.build(name, channels, max_length, **{k: v for k, v in defaults.items() if k in known} | options)
+    if filter_order is None and name in registry.names() and "filter_order" in registry.options(name):
+        filter_order = usual
+    own = {} if filter_order is None else {"filter_order": filter_order}
+    return registry.build(name, channels, max_length, **own | options)
 
 
 @registry.register("implicit")

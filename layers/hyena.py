@@ -25,7 +25,7 @@ class Hyena(Layer):
         expansion: channels of the convolution, in units of dim.
         proj_groups: channels that share one output of the input map.
         filter: "implicit", "rtf", or a mapping of the name and its options.
-        filter_order: width of the implicit filter's MLP.
+        filter_order: width of the implicit filter's MLP; None: 4.
         kernel_size: taps of the short convolutions.
     """
 
@@ -39,14 +39,14 @@ class Hyena(Layer):
         expansion: int = 4,
         proj_groups: int = 4,
         filter: str | Mapping[str, Any] = "implicit",
-        filter_order: int = 4,
+        filter_order: int | None = None,
         kernel_size: int = 3,
     ):
         super().__init__(dim, max_length)
         positive(expansion=expansion)
         self.channels = expansion * dim
         self.inputs = GatedProjection(dim, self.channels, groups=proj_groups, kernel_size=kernel_size)
-        self.filter = build_filter(filter, self.channels, max_length, filter_order=filter_order)
+        self.filter = build_filter(filter, self.channels, max_length, filter_order, usual=4)
         self.skip = nn.Parameter(torch.randn(self.channels))
         self.out = nn.Linear(self.channels, dim)
 

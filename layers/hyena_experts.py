@@ -37,7 +37,7 @@ class HyenaExperts(Layer):
         num_experts: int = 8,
         top_k: int = 2,
         filter: str | Mapping[str, Any] = "implicit",
-        filter_order: int = 16,
+        filter_order: int | None = None,
         kernel_size: int = 3,
     ):
         super().__init__(dim, max_length)
@@ -50,7 +50,7 @@ class HyenaExperts(Layer):
         self.weight = nn.Parameter(torch.empty(num_experts, dim, 3 * self.width).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.zeros(num_experts, 3 * self.width))
         self.conv = ShortConvolution(3 * dim, kernel_size)
-        self.filter = build_filter(filter, dim, max_length, filter_order=filter_order)
+        self.filter = build_filter(filter, dim, max_length, filter_order, usual=16)
         self.skip = nn.Parameter(torch.randn(dim))
         self.out = nn.Linear(self.width, dim)
 

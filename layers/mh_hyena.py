@@ -36,13 +36,13 @@ class MultiHeadHyena(Layer):
         head_dim: int = 16,
         proj_groups: int = 4,
         filter: str | Mapping[str, Any] = "implicit",
-        filter_order: int = 2,
+        filter_order: int | None = None,
         kernel_size: int = 3,
     ):
         super().__init__(dim, max_length)
         self.head_dim, self.num_heads = head_dim, split_heads(dim, head_dim, option="head_dim")
         self.inputs = GatedProjection(dim, dim, groups=proj_groups, kernel_size=kernel_size)
-        self.filter = build_filter(filter, self.num_heads, max_length, filter_order=filter_order)
+        self.filter = build_filter(filter, self.num_heads, max_length, filter_order, usual=2)
         self.skip = nn.Parameter(torch.randn(self.num_heads))
         self.out = nn.Linear(dim, dim)
 

@@ -228,6 +228,7 @@ def test_an_option_is_refused_or_works(name):
     [
         ({"name": "gla", "expand_k": 0.001}, "expand_k=0.001 leaves no key of dim=16; expected at least 0.0625"),
         ({"name": "mh_hyena", "head_dim": 5}, "head_dim=5 does not divide dim=16; the nearest that does is 4"),
+        ({"name": "hyena", "filter": "rtf", "filter_order": 8}, "unknown option of filter 'rtf': 'filter_order'"),
         ({"name": "hyena", "filter": None}, "a filter is a name or a mapping with the key 'name', got None"),
     ],
 )
