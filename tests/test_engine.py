@@ -93,6 +93,13 @@ def test_a_worker_is_a_process_for_many_runs():
     assert 1 <= len({record.device for record in found.values()}) <= 2
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
+def test_less_memory_than_a_worker_holds_is_said_to_be():
+    found, _ = collect("local", work=healthy, number=2, workers=1, memory=0.05, retries=0)
+    assert {record.failure for record in found.values()} == {"memory"}
+    assert found[0].last_error.startswith("MemoryError: engine.memory=0.05: a worker holds 0.")
+
+
 def healthy(run, on_progress=None):
     return Record(run.id, "ok", run.to_dict(), device=f"process {os.getpid()}")
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import functools
 import mmap
 import os
 import pickle
@@ -61,8 +62,23 @@ def initialise(
         import resource
 
         # private data alone: libraries reserve far more address space than they use
-        limit = int(memory * 1e9)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        limit, held = int(memory * 1e9), _data()
+        if limit > held:
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        else:
+            _work = functools.partial(
+                _refuse, f"engine.memory={memory:g}: a worker holds {held / 1e9:.2g} GB before its first run"
+            )
+
+
+def _data() -> int:
+    """Bytes of private data that this process holds."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmData:"))
+
+
+def _refuse(why: str, run: Run, on_progress: Any) -> Any:
+    raise MemoryError(why)
 
 
 def execute(run: Run, timeout: float | None) -> Outcome:
