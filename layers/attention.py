@@ -82,9 +82,9 @@ class SlidingAttention(Attention):
     FLOPs a token: 8 dim^2 + 4 window dim.
 
     A step counts positions from the oldest visible key, so where the window is no longer than max_length it goes on
-    beyond that. Not by `kernels.sliding_step`:
-    its ring holds all slots from the first token on, and a count of tokens, more than a window needs and is published
-    to need; and keys rotated once, when written, would end where the table of positions does.
+    beyond that. Not by `kernels.sliding_step`: its ring holds all slots from the first token on, and a count of tokens,
+    more than a window needs and is published to need; and keys rotated once, when written, would end where the table of
+    positions does.
     """
 
     countable = False  # blocks of keys are computed whole, then masked

@@ -20,12 +20,17 @@ registry = Registry("filter")
 
 
 def build_filter(
-    spec: str | Mapping[str, Any], channels: int, max_length: int, filter_order: int | None = None, usual: int = 4
+    spec: str | Mapping[str, Any],
+    channels: int,
+    max_length: int,
+    filter_order: int | None = None,
+    usual: int | None = None,
 ) -> nn.Module:
     """Build the filter `spec`, a name or a mapping of name and options.
 
     Args:
         filter_order: the layer's own option; None: `usual`, where the filter has such an option at all.
+        usual: None: the filter's own.
     """
     name, options = registry.resolve(spec)
     if filter_order is None and name in registry.names() and "filter_order" in registry.options(name):

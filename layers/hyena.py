@@ -46,7 +46,7 @@ class Hyena(Layer):
         positive(expansion=expansion)
         self.channels = expansion * dim
         self.inputs = GatedProjection(dim, self.channels, groups=proj_groups, kernel_size=kernel_size)
-        self.filter = build_filter(filter, self.channels, max_length, filter_order, usual=4)
+        self.filter = build_filter(filter, self.channels, max_length, filter_order)
         self.skip = nn.Parameter(torch.randn(self.channels))
         self.out = nn.Linear(self.channels, dim)
 

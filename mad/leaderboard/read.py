@@ -34,7 +34,7 @@ def load(paths: Sequence[str | Path]) -> tuple[pd.DataFrame, list[Record]]:
     table = pd.concat(tables, ignore_index=True) if len(tables) > 1 else tables[0]
     if "run_id" in table:
         ours = table["run_id"].astype(str).str.fullmatch(RUN_ID)  # others' numbers begin anew in every table
-        failed: Any = table["status"].eq("failed") if "status" in table else ~ours
+        failed: Any = table["status"].eq("failed") if "status" in table else pd.Series(False, table.index)
         again = table["run_id"].loc[failed.sort_values(kind="stable").index].duplicated()
         table = table.loc[~(ours & again)]
     of_run: dict[str, Record] = {}

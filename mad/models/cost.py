@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
+from mad.models.stack import each
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -29,7 +31,7 @@ def cost(model: Any, length: int) -> Cost:
     """
     if not isinstance(length, Integral) or not 1 <= length <= model.embedding.max_length:
         raise ValueError(f"expected a length from 1 to max_length={model.embedding.max_length} tokens, got {length}")
-    for layer in model.stack.layers:
+    for layer in each(model.stack.layers):
         for what, count in (("flops", layer.flops(length)), ("state_size", layer.state_size(length))):
             if not isinstance(count, Integral):
                 raise ValueError(f"{type(layer).__name__}.{what}({length}) must be a whole number, got {count!r}")

@@ -1,6 +1,6 @@
 """The stack: layers as pre-norm residual branches, one after the other or side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -54,6 +54,15 @@ class Parallel(Layer):
         return sum(branch.active_params() for branch in self.branches)
 
 
+def each(layers: Iterable[Layer]) -> Iterator[Layer]:
+    """The layers, of those side by side one after the other."""
+    for layer in layers:
+        if isinstance(layer, Parallel):
+            yield from each(layer.branches)
+        else:
+            yield layer
+
+
 class Stack(nn.Module):
     """x + layer(norm(x)), layer after layer, (B, T, dim) -> (B, T, dim)."""
 
@@ -71,8 +80,7 @@ class Stack(nn.Module):
     @property
     def not_causal(self) -> list[str]:
         """The layers that look ahead."""
-        each = [b for layer in self.layers for b in (layer.branches if isinstance(layer, Parallel) else [layer])]
-        return [type(layer).__name__ for layer in each if not layer.causal]
+        return [type(layer).__name__ for layer in each(self.layers) if not layer.causal]
 
     def init_state(self, batch: int) -> tuple:
         return tuple(layer.init_state(batch) for layer in self.layers)

@@ -9,7 +9,7 @@ from mad.registry import unknown
 SCHEMA = 1  # of a record and of a store; another number is another layout
 STATUSES = ("ok", "diverged", "failed")
 FAILURES = ("exception", "killed", "memory", "timeout")  # how a failed run failed
-RUN_ID = "[0-9a-f]{16}"  # the pattern of one
+RUN_ID = "[0-9a-f]" * 16  # what one looks like, as a regular expression and as a glob
 DONE = ("ok", "diverged")  # not run again: a divergence is a result; a failure may be the machine's
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from mad.records import packed
 from mad.records.files import dumps, loads, replace
-from mad.records.record import DONE, SCHEMA, Record
+from mad.records.record import DONE, RUN_ID, SCHEMA, Record
 from mad.records.table import table, write_csv
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FILES = f"{'[0-9a-f]' * 16}.json"  # of records: names that are run ids, not another program's
+FILES = f"{RUN_ID}.json"  # of records: names that are run ids, not another program's
 
 
 class Store:

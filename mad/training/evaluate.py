@@ -30,7 +30,7 @@ class Evaluation:
     """Counts, on the device, of what a model gets right; batch by batch, all of one shape.
 
     A batch leaves its guesses and its losses behind; they are counted once, for all batches together. To count as they
-    come takes thirty launches of a few numbers each, and more of a small model's time than the model.
+    come takes some thirty launches of a few numbers each.
     """
 
     def __init__(

@@ -6,13 +6,13 @@ layer does to its process; one that cannot run there, because it needs a GPU, pa
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 
 from layers import Layer
-from mad.models.stack import Parallel
+from mad.models.stack import each
 
 LONGEST = 512  # tokens that are tried
 # change of earlier outputs, relative to their size, beyond what rounding makes; in fp64 that of what stays in fp32
@@ -97,10 +97,8 @@ def output(layer: Layer, x: torch.Tensor) -> Any:
         return layer(x)
 
 
-def own(branches: Any) -> Iterator[Layer]:
-    """The layers that are not from `layers/`, or have a part that is not, as a feature map; those side by side too."""
-    for layer in branches:
-        if isinstance(layer, Parallel):
-            yield from own(layer.branches)
-        elif not {type(module).__module__.partition(".")[0] for module in layer.modules()} <= OURS:
+def own(layers: Iterable[Layer]) -> Iterator[Layer]:
+    """The layers that are not from `layers/`, or have a part that is not, as a feature map."""
+    for layer in each(layers):
+        if not {type(module).__module__.partition(".")[0] for module in layer.modules()} <= OURS:
             yield layer
