@@ -32,6 +32,7 @@ class Arch:
     positions: bool = False  # learned absolute position embeddings
     head_bias: bool = False  # of the map to the vocabulary
     init: str = "own"  # of linear maps: own, as each layer has it | normal | gpt2; see mad.models.build
+    own_filters: bool = False  # long convolutions' filters are drawn as they have it, whatever init
 
 
 @dataclass
@@ -158,6 +159,7 @@ YOUNGER = (
     ("train", "budget_flops", None),
     ("train", "report", "last"),
     ("arch", "init", "own"),
+    ("arch", "own_filters", False),
     ("arch", "head_bias", False),
 )
 

@@ -98,7 +98,7 @@ def test_the_mad_protocol_has_396_runs(expand):
     published = sweep.prepare(expand("sweeps=mad", "protocol=mad_lab", "task=compression"))[0]
     assert len(published) == 66
     recipes = {(run.optim.schedule, run.train.score, run.train.report, run.arch.init) for run in published}
-    assert recipes == {("constant", "batch_macro_accuracy", "lowest_perplexity", "own")}
+    assert recipes == {("constant", "batch_macro_accuracy", "lowest_perplexity", "normal")}
 
 
 def test_archs_of_a_sweep_vary_in_keys_of_their_own(expand):

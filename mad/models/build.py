@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import kernels
+from layers import filters
 from layers.base import Layer, positive
 from mad.memory import enough_for
 from mad.models.positions import at_positions
@@ -141,6 +142,7 @@ def build(
     positions: bool = False,
     head_bias: bool = False,
     init: str = "own",
+    own_filters: bool = False,
 ) -> Any:
     """Build a model, (B, T) int64 token ids -> (B, T, vocab_size) logits, any T <= max_length.
 
@@ -151,6 +153,8 @@ def build(
         init: of linear maps: "own", as each layer draws them; "normal", each nn.Linear and experts N(0, 0.02) with zero
             biases, as the MAD protocol's published code until 2025; "gpt2", the same, but those that end a branch of
             the stack smaller by the square root of the number of branches (Radford et al. 2019), as Zoology's code.
+        own_filters: those within the filter of a long convolution as it draws them, whatever `init`: three N(0, 0.02)
+            one after the other leave an implicit filter taps of 1e-6.
 
     Raises:
         ValueError: an unknown head, norm, init, layer or option, or sizes that do not fit, be it into memory.
@@ -173,15 +177,20 @@ def build(
             head_bias=head_bias,
         )
     if init != "own":
-        draw_linear_maps(model, len(model.stack.layers) ** -0.5 if init == "gpt2" else 1.0)
+        draw_linear_maps(model, len(model.stack.layers) ** -0.5 if init == "gpt2" else 1.0, own_filters)
     return model
 
 
-def draw_linear_maps(model: nn.Module, last: float) -> None:
+def draw_linear_maps(model: nn.Module, last: float, own_filters: bool) -> None:
     """Draw all linear maps of a model anew, N(0, 0.02), those of experts too, those at a layer's end times `last`; the
-    biases of nn.Linear are zero. Convolutions, skips and all else that is no linear map stay as they are."""
+    biases of nn.Linear are zero. Convolutions, skips and all else that is no linear map stay as they are, and where
+    `own_filters` the filters'."""
     maps: dict[str, Any] = {}  # parameters by name
+    kinds = tuple(filters.registry.get(name) for name in filters.registry.names()) if own_filters else ()
+    left = {part for module in model.modules() if isinstance(module, kinds) for part in module.modules()}
     for path, module in model.named_modules():
+        if module in left:
+            continue
         if isinstance(module, nn.Linear):
             maps[f"{path}.weight"] = module.weight
             if module.bias is not None:

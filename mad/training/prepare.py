@@ -106,7 +106,7 @@ def cost_of_training(run: Run, task: Any) -> models.Cost:
 
 
 def _model(arch: dict[str, Any], vocab_size: int, head: str) -> Any:
-    options = {key: arch[key] for key in ("norm", "tied_embeddings", "embed_dropout", "positions", "head_bias", "init")}
+    options = {key: value for key, value in arch.items() if key not in ("stack", "name", "dim", "max_length")}
     return models.build(arch["stack"], arch["dim"], vocab_size, arch["max_length"], head, **options)
 
 

@@ -77,7 +77,7 @@ def test_vectors_at_positions_are_put_back_without_sorting():
     x = torch.randn(64, 128, 32, device="cuda", requires_grad=True)
     positions = torch.rand(64, 128, device="cuda").argsort(1)[:, :48]
     torch.cuda.synchronize()  # or the profile has this sort
-    with algorithms(True), torch.profiler.profile() as profile:
+    with algorithms(True), torch.profiler.profile(acc_events=True) as profile:
         torch.autograd.grad(at_positions(x, positions).sum(), x)
         torch.cuda.synchronize()
     kernels = [event.key for event in profile.key_averages() if event.self_device_time_total]
@@ -160,6 +160,21 @@ def test_linear_maps_drawn_alike(head, init, last):
         deviation = 0.02 * (last if end else 1.0)
         assert abs(after.std().item() / deviation - 1) < 6 * after.numel() ** -0.5, name
     assert maps >= 20 and ends == 4
+
+
+def test_filters_keep_their_own_draws():
+    options = dict.fromkeys(("own", "normal"))
+    for init in options:
+        torch.manual_seed(0)
+        options[init] = models.build("hyena-mh_hyena-swiglu", 64, 11, 20, init=init, own_filters=True)
+    maps = 0
+    for (name, before), after in zip(options["own"].named_parameters(), options["normal"].parameters(), strict=True):
+        if ".filter." in name:
+            assert torch.equal(before, after), name
+        elif re.search(r"layers.*(linear|out|up|down)\.weight", name):
+            maps += 1
+            assert abs(after.std().item() / 0.02 - 1) < 6 * after.numel() ** -0.5, name
+    assert maps == 6
 
 
 def test_a_token_uses_its_own_experts():
