@@ -2,8 +2,10 @@
 
 import copy
 import math
+import re
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -78,6 +80,27 @@ def test_no_sequences_or_none_but_empty_ones(spec, batch, length):
     y.sum().backward()
     for name, leaf in (("x", x), *layer.named_parameters()):
         assert leaf.grad is not None and not leaf.grad.any(), name
+
+
+@pytest.mark.parametrize("name", [*layers.names("sequence"), "rwkv_channel"])
+@pytest.mark.parametrize("shape", [(LENGTH, DIM), (2, 4, DIM + 1), (2, 2, 4, DIM)], ids=str)
+def test_an_input_of_another_shape_is_refused(name, shape):
+    """Where a mix of the token before is one row a map, four dimensions would broadcast."""
+    with pytest.raises(ValueError, match=re.escape(f"expected x (B, T, {DIM}), got {shape}")):
+        layers.build(name, DIM, LENGTH)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("size", ["16", 16.5, None, 0, True], ids=repr)
+def test_a_size_is_a_whole_number(size):
+    for sizes, option in (((size, 8), "dim"), ((8, size), "max_length")):
+        said = f"layer 'identity': {option} must be a whole number of at least 1, got {size!r}"
+        with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+            layers.build("identity", *sizes)
+
+
+def test_sizes_and_options_may_be_numpys():
+    layer = layers.build({"name": "attention", "num_heads": np.int64(2)}, np.int64(8), np.int32(4))
+    assert layer(torch.zeros(1, 4, 8)).shape == (1, 4, 8)
 
 
 def test_causality(spec):
@@ -228,6 +251,10 @@ def test_an_option_is_refused_or_works(name):
     [
         ({"name": "gla", "expand_k": 0.001}, "expand_k=0.001 leaves no key of dim=16; expected at least 0.0625"),
         ({"name": "mh_hyena", "head_dim": 5}, "head_dim=5 does not divide dim=16; the nearest that does is 4"),
+        ({"name": "hyena", "proj_groups": 3}, "proj_groups=3 does not divide channels=64; .* is 2"),
+        ({"name": "monarch_mlp", "num_blocks": 3, "width": 24}, r"divide gcd\(dim=16, width=24\)=8; .* is 2"),
+        ({"name": "hyena", "filter": {"name": "implicit", "sine_frequency": "x"}}, "must be a number above 0, got 'x'"),
+        ({"name": "hyena", "filter": {"name": "implicit", "sine_frequency": math.nan}}, "above 0, got nan"),
         ({"name": "hyena", "filter": "rtf", "filter_order": 8}, "unknown option of filter 'rtf': 'filter_order'"),
         ({"name": "hyena", "filter": None}, "a filter is a name or a mapping with the key 'name', got None"),
     ],
