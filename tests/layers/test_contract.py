@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -163,6 +164,22 @@ def test_every_parameter_gets_a_finite_gradient(spec):
         assert leaf.grad is not None, name
         assert leaf.grad.isfinite().all(), name
     assert x.grad.any() and (any(p.grad.any() for p in layer.parameters()) or not list(layer.parameters()))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore:torch.searchsorted")
+def test_gradients_of_each_sequence_by_torch_func_are_those_of_autograd(spec):
+    layer, x = build(spec), sequence(9)
+    parameters = dict(layer.named_parameters())
+
+    def loss(parameters, x):
+        return functional_call(layer, parameters, (x.unsqueeze(0),)).square().mean()
+
+    found = vmap(grad(loss, argnums=(0, 1)), in_dims=(None, 0))(parameters, x)
+    for i, x_i in enumerate(x):
+        leaves = [*parameters.values(), x_i.clone().requires_grad_()]
+        want = torch.autograd.grad(layer(leaves[-1].unsqueeze(0)).square().mean(), leaves)
+        for got, expected in zip([*found[0].values(), found[1]], want, strict=True):
+            torch.testing.assert_close(got[i], expected, rtol=1e-6, atol=1e-9 * want[-1].abs().max().item())
 
 
 def test_flops_are_those_torch_counts(spec):
