@@ -194,6 +194,12 @@ def test_flops_are_those_torch_counts(spec):
     assert 2 * layer.flops(LENGTH) == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
+def test_all_of_it_is_built_where_it_is_wanted(spec):
+    with torch.device("meta"):
+        layer = layers.build(spec, DIM, LENGTH)
+    assert all(t.is_meta for t in (*layer.parameters(), *layer.buffers()))
+
+
 def test_a_copy_and_a_state_dict_carry_everything(spec):
     layer, x = build(spec), sequence()
     y = layer(x)
