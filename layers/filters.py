@@ -31,8 +31,13 @@ def build_filter(
     Args:
         filter_order: the layer's own option; None: `usual`, where the filter has such an option at all.
         usual: None: the filter's own.
+
+    Raises:
+        ValueError: the filter, an option or a value does not exist; two values of filter_order.
     """
     name, options = registry.resolve(spec)
+    if filter_order is not None and options.get("filter_order", filter_order) != filter_order:
+        raise ValueError(f"filter_order={filter_order} beside a filter with {options}; expected it in one place")
     if filter_order is None and name in registry.names() and "filter_order" in registry.options(name):
         filter_order = usual
     own = {} if filter_order is None else {"filter_order": filter_order}

@@ -278,6 +278,10 @@ def test_an_option_is_refused_or_works(name):
         ({"name": "monarch_mlp", "num_blocks": 3, "width": 24}, r"divide gcd\(dim=16, width=24\)=8; .* is 2"),
         ({"name": "hyena", "filter": {"name": "implicit", "sine_frequency": "x"}}, "must be a number above 0, got 'x'"),
         ({"name": "hyena", "filter": {"name": "implicit", "sine_frequency": math.nan}}, "above 0, got nan"),
+        (
+            {"name": "hyena", "filter": {"name": "implicit", "filter_order": 2}, "filter_order": 8},
+            "filter_order=8 beside a filter with {'filter_order': 2}; expected it in one place",
+        ),
         ({"name": "hyena", "filter": "rtf", "filter_order": 8}, "unknown option of filter 'rtf': 'filter_order'"),
         ({"name": "hyena", "filter": None}, "a filter is a name or a mapping with the key 'name', got None"),
     ],
