@@ -1,5 +1,6 @@
 """What a layer is: one residual branch, in parallel over a sequence and, where causal, one token at a time."""
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -19,8 +20,7 @@ class Layer(nn.Module):
 
     def __init__(self, dim: int, max_length: int):
         super().__init__()
-        if dim < 1 or max_length < 1:
-            raise ValueError(f"dim and max_length must be at least 1, got {dim} and {max_length}")
+        positive(dim=dim, max_length=max_length)
         self.dim, self.max_length = dim, max_length
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -55,7 +55,9 @@ class Layer(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def check_length(self, x: torch.Tensor) -> None:
-        """Raise for an x (B, T, dim) longer than the layer was built for."""
+        """Raise for an x that is not (B, T, dim), or longer than the layer was built for."""
+        if x.dim() != 3 or x.shape[2] != self.dim:
+            raise ValueError(f"{type(self).__name__} expected x (B, T, {self.dim}), got {tuple(x.shape)}")
         self.check_tokens(x.shape[1])
 
     def check_tokens(self, number: int) -> None:
@@ -85,13 +87,13 @@ class ChannelMixer(Layer):
 def positive(**options: int) -> None:
     """Raise for options that must be whole numbers of at least 1: `positive(num_heads=num_heads)`."""
     for name, value in options.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
 def split_heads(dim: int, parts: int, what: str = "dim", option: str = "num_heads") -> int:
-    """The width of a head, or with option="head_dim" their number; raises where `parts` does not divide `dim`, naming
-    the nearest that does."""
+    """The width of a head, or with option="head_dim" their number; raises where `parts`, the value of `option`, does
+    not divide `dim`, which is called `what`, and names the nearest that does."""
     positive(**{option: parts})
     if dim % parts:
         fitting = [n for n in range(1, dim + 1) if dim % n == 0]

@@ -8,6 +8,7 @@ from torch import nn
 
 import kernels
 import layers
+from kernels.checks import check_activation
 from layers.base import Layer, positive
 from layers.filters import build_filter
 from layers.gated_projection import convolution_step, fft_conv_flops, new_taps
@@ -129,8 +130,9 @@ class ShortConv(Layer):
 
     def __init__(self, dim: int, max_length: int, *, kernel_size: int = 3, activation: str | None = "silu"):
         super().__init__(dim, max_length)
+        if activation is not None:
+            check_activation(activation)
         self.conv, self.activation = ShortConvolution(dim, kernel_size), activation
-        kernels.short_conv(torch.zeros(1, 1, 1), torch.zeros(1, 1), activation=activation)  # refuses an unknown one
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.check_length(x)

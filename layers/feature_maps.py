@@ -147,7 +147,8 @@ class Performer(FeatureMap):
         blocks = [random_rotation(head_dim) for _ in range(-(-self.size // head_dim))]
         lengths = torch.randn(self.size, head_dim, device="cpu").norm(dim=-1, keepdim=True)
         self.directions: torch.Tensor
-        self.register_buffer("directions", torch.cat(blocks)[: self.size] * lengths)
+        directions = torch.cat(blocks)[: self.size] * lengths
+        self.register_buffer("directions", directions.to(torch.get_default_device()))
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         x = x * self.head_dim**-0.25

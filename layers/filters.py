@@ -31,8 +31,13 @@ def build_filter(
     Args:
         filter_order: the layer's own option; None: `usual`, where the filter has such an option at all.
         usual: None: the filter's own.
+
+    Raises:
+        ValueError: the filter, an option or a value does not exist; two values of filter_order.
     """
     name, options = registry.resolve(spec)
+    if filter_order is not None and options.get("filter_order", filter_order) != filter_order:
+        raise ValueError(f"filter_order={filter_order} beside a filter with {options}; expected it in one place")
     if filter_order is None and name in registry.names() and "filter_order" in registry.options(name):
         filter_order = usual
     own = {} if filter_order is None else {"filter_order": filter_order}
@@ -66,6 +71,8 @@ class ImplicitFilter(nn.Module):
         positive(filter_order=filter_order, emb_dim=emb_dim)
         if emb_dim < 3 or emb_dim % 2 == 0:
             raise ValueError(f"emb_dim must be odd and at least 3 (t, and cos and sin of each band), got {emb_dim}")
+        if not isinstance(sine_frequency, (int, float)) or not 0 < sine_frequency < math.inf:
+            raise ValueError(f"sine_frequency must be a number above 0, got {sine_frequency!r}")
         t = torch.linspace(0, 1, max_length).unsqueeze(-1)  # (L, 1)
         bands = torch.linspace(1e-4, (emb_dim - 1) // 2 - 1, (emb_dim - 1) // 2)
         angles = 2 * math.pi * torch.arange(max_length).unsqueeze(-1) / max_length * bands

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import kernels
-from layers.base import positive
+from layers.base import positive, split_heads
 
 
 class GatedProjection(nn.Module):
@@ -23,9 +23,8 @@ class GatedProjection(nn.Module):
 
     def __init__(self, dim: int, channels: int, *, streams: int = 3, groups: int = 1, kernel_size: int = 3):
         super().__init__()
-        positive(proj_groups=groups, kernel_size=kernel_size)
-        if channels % groups:
-            raise ValueError(f"proj_groups={groups} does not divide the {channels} channels")
+        positive(kernel_size=kernel_size)
+        split_heads(channels, groups, "channels", "proj_groups")
         self.streams, self.kernel_size = streams, kernel_size
         self.narrow = streams * channels // groups
         self.linear = nn.Linear(dim, self.narrow)

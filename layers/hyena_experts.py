@@ -8,7 +8,7 @@ from torch import nn
 
 import kernels
 import layers
-from layers.base import Layer, positive
+from layers.base import Layer, split_heads
 from layers.convolution import ShortConvolution
 from layers.filters import build_filter
 from layers.gated_projection import convolution_step, fft_conv_flops
@@ -41,10 +41,7 @@ class HyenaExperts(Layer):
         kernel_size: int = 3,
     ):
         super().__init__(dim, max_length)
-        positive(num_experts=num_experts)
-        if dim % num_experts:
-            raise ValueError(f"num_experts={num_experts} does not divide dim={dim}")
-        self.width = dim // num_experts
+        self.width = split_heads(dim, num_experts, option="num_experts")
         self.router = Router(dim, num_experts, top_k, bias=True)
         bound = dim**-0.5
         self.weight = nn.Parameter(torch.empty(num_experts, dim, 3 * self.width).uniform_(-bound, bound))

@@ -1,12 +1,14 @@
 """Dense channel mixers: MLP, SwiGLU, Monarch Mixer's block-diagonal GLU, and none."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import kernels
 import layers
-from layers.base import ChannelMixer, positive
+from layers.base import ChannelMixer, positive, split_heads
 
 
 @layers.register("mlp", kind="channel")
@@ -72,9 +74,8 @@ class MonarchMLP(ChannelMixer):
     def __init__(self, dim: int, max_length: int, *, num_blocks: int = 4, width: int | None = None):
         super().__init__(dim, max_length)
         width = 4 * dim if width is None else width
-        positive(num_blocks=num_blocks, width=width)
-        if dim % num_blocks or width % num_blocks:
-            raise ValueError(f"num_blocks={num_blocks} does not divide dim={dim} and width={width}")
+        positive(width=width)
+        split_heads(math.gcd(dim, width), num_blocks, f"gcd(dim={dim}, width={width})", "num_blocks")
         self.width, self.num_blocks = width, num_blocks
         self.gate, self.value = self.new_blocks(dim, width), self.new_blocks(dim, width)
         self.down = self.new_blocks(width, dim)

@@ -89,10 +89,15 @@ def _(slot, size):
 class Move(torch.autograd.Function):
     """rows of x (N, D) at `take`, zeros where that is N; `back` is the inverse of `take`."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, take: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(take, back)
+    def forward(x: torch.Tensor, take: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
         return rows_or_zeros(x, take)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:

@@ -15,7 +15,7 @@ from torch import nn
 
 import kernels
 import layers
-from layers.base import Layer, positive
+from layers.base import Layer, positive, split_heads
 from layers.filters import registry as filters
 from layers.gated_projection import fft_conv_flops
 from mad.registry import unknown
@@ -47,9 +47,8 @@ class RationalFilter(nn.Module):
         constraint: str = "none",
     ):
         super().__init__()
-        positive(d_state=d_state, num_a=num_a)
-        if channels % num_a:
-            raise ValueError(f"num_a={num_a} does not divide the {channels} channels")
+        positive(d_state=d_state)
+        split_heads(channels, num_a, "channels", "num_a")
         if init not in INITS:
             raise unknown("init of rtf:", init, INITS)
         if constraint not in CONSTRAINTS:

@@ -212,6 +212,7 @@ class RWKVChannel(Layer):
         self.mix = new_mix(dim, 1.0, 1.0)  # of r, k
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.check_length(x)
         return self.mapped(x, before(x))
 
     def mapped(self, x: torch.Tensor, past: torch.Tensor) -> torch.Tensor:

@@ -89,12 +89,17 @@ def toeplitz(k: torch.Tensor, length: int) -> torch.Tensor:
 class _Toeplitz(torch.autograd.Function):
     """In rows of 2L elements, stepping 2L + 1 from row to row walks along the diagonals: one copy fills them all."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, k: torch.Tensor, length: int) -> torch.Tensor:
-        ctx.taps = k.shape[-1]
+    def forward(k: torch.Tensor, length: int) -> torch.Tensor:
         rows = k.new_zeros(k.shape[0], length, 2 * length)  # the right half takes what runs over the edge
-        _diagonals(rows, ctx.taps).copy_(k.unsqueeze(1).expand(-1, length, -1))
+        _diagonals(rows, k.shape[-1]).copy_(k.unsqueeze(1).expand(-1, length, -1))
         return rows[:, :, :length]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.taps = inputs[0].shape[-1]
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):

@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.checks import use_triton
+from kernels.checks import check_whole, use_triton
 from kernels.rational_spectrum import reference
 from mad.registry import unknown
 
@@ -40,13 +40,13 @@ def rational_spectrum(
     Raises:
         ValueError: shapes that do not fit together, unknown semantics or backend.
     """
-    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1] or b.shape[0] % a.shape[0] or h0.shape != b.shape[:1]:
+    fitting = a.dim() == b.dim() == 2 and 0 not in a.shape and a.shape[1] == b.shape[1] and not len(b) % len(a)
+    if not fitting or h0.shape != b.shape[:1]:
         raise ValueError(
-            f"expected a (A, N), b (D, N) and h0 (D,) with A dividing D, got "
+            f"expected a (A, N), b (D, N) and h0 (D,) with A dividing D, A and N at least 1, got "
             f"{tuple(a.shape)}, {tuple(b.shape)} and {tuple(h0.shape)}"
         )
-    if length < 1:
-        raise ValueError(f"length must be at least 1, got {length}")
+    check_whole(length=length)
     if semantics not in SEMANTICS:
         raise unknown("semantics", semantics, SEMANTICS)
     divide = reference.divide

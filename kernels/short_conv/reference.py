@@ -40,9 +40,10 @@ def by_product(u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor) -> torch.Te
 class _ShiftedSum(torch.autograd.Function):
     """One multiply-add a tap, in place: autograd over the shifted slices would copy the activations at each."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:  # (B, H, L), (H, K), (H,)
-        ctx.save_for_backward(u, w)
+    def forward(u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:  # (B, H, L), (H, K), (H,)
         taps = w.flip(-1).unsqueeze(-1)  # (H, K, 1): tap j multiplies the token j steps back
         y = torch.addcmul(bias.unsqueeze(-1), u, taps[:, 0])
         for j in range(1, min(w.shape[-1], u.shape[-1])):
@@ -50,14 +51,17 @@ class _ShiftedSum(torch.autograd.Function):
         return y
 
     @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
     def backward(ctx, dy: torch.Tensor):
         u, w = ctx.saved_tensors
         length = u.shape[-1]
         taps = w.flip(-1).unsqueeze(-1)
-        du = dy * taps[:, 0]
-        dw = torch.zeros_like(w)
+        du, dw = dy * taps[:, 0], [torch.zeros_like(w[:, 0])] * w.shape[-1]  # taps beyond the sequence have none
         for j in range(min(w.shape[-1], length)):
             if j:
                 du[..., :-j].addcmul_(dy[..., j:], taps[:, j])
-            dw[:, -1 - j] = (dy[..., j:] * u[..., : length - j]).sum((0, 2))
-        return du, dw, dy.sum((0, 2))
+            dw[-1 - j] = (dy[..., j:] * u[..., : length - j]).sum((0, 2))
+        return du, torch.stack(dw, -1), dy.sum((0, 2))

@@ -111,6 +111,8 @@ class Embedding(nn.Module):
 
     def __init__(self, dim: int, vocab_size: int, max_length: int, dropout: float, positions: bool):
         super().__init__()
+        if not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
+            raise ValueError(f"embed_dropout must be a number from 0 to 1, got {dropout!r}")
         self.tokens = nn.Embedding(vocab_size, dim)
         nn.init.normal_(self.tokens.weight, std=0.02)
         self.max_length = max_length
@@ -118,6 +120,8 @@ class Embedding(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        if tokens.dim() != 2:
+            raise ValueError(f"expected tokens (B, T), got {tuple(tokens.shape)}")
         if tokens.shape[1] > self.max_length:  # not all layers have a limit; learned positions and the decoder's do
             raise ValueError(f"the model was built for max_length={self.max_length}, got {tokens.shape[1]} tokens")
         x = kernels.embedding(self.tokens.weight, tokens)
@@ -160,6 +164,9 @@ def build(
         ValueError: an unknown head, norm, init, layer or option, or sizes that do not fit, be it into memory.
     """
     positive(dim=dim, vocab_size=vocab_size, max_length=max_length)
+    for switch, value in {"tied_embeddings": tied_embeddings, "positions": positions, "head_bias": head_bias}.items():
+        if not isinstance(value, bool):  # "no" would count as true
+            raise ValueError(f"{switch} must be true or false, got {value!r}")
     if head not in HEADS:
         raise unknown("head", head, HEADS)
     if init not in INITS:

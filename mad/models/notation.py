@@ -13,7 +13,7 @@ A stack is a list of entries, or one entry:
 so a striped hybrid is `hyena-swiglu*3, attention-swiglu`. `-` binds less than `|` and more than `*`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Spec = str | dict[str, Any]
@@ -32,7 +32,7 @@ def expand(stack: Any) -> list[Spec]:
 def _expand(stack: Any, where: str) -> list[Spec]:
     alone = isinstance(stack, (str, Mapping))
     entries = [stack] if alone else stack
-    if not isinstance(entries, (list, tuple)):
+    if not isinstance(entries, Sequence):  # OmegaConf's lists are no others
         raise ValueError(f"{where}: a stack is a list of layers or one string such as 'hyena-swiglu*2', got {stack!r}")
     specs = [spec for i, e in enumerate(entries) for spec in _entry(e, where if alone else f"{where}[{i}]")]
     if not specs:
@@ -81,7 +81,7 @@ def _term(text: str) -> Spec:
 
 def _branches(given: Any, where: str) -> list[Spec]:
     branches = given.split("|") if isinstance(given, str) else [given] if isinstance(given, Mapping) else given
-    if not isinstance(branches, (list, tuple)) or not branches:
+    if not isinstance(branches, Sequence) or not branches:
         raise ValueError(f"{where}: 'parallel' is a list of layers, at least one, got {given!r}")
     found = []
     for i, branch in enumerate(branches):
@@ -93,7 +93,7 @@ def _branches(given: Any, where: str) -> list[Spec]:
 
 
 def _count(times: Any, entry: Any, where: str) -> int:
-    if not str(times).strip().isdigit() or int(times) < 1:
+    if not str(times).strip().isdecimal() or int(times) < 1:
         raise ValueError(f"{where}: the repeat of {entry!r} must be a whole number of at least 1, got {times!r}")
     return int(times)
 

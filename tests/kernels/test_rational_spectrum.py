@@ -114,5 +114,9 @@ def test_bad_input():
         rational_spectrum(a, b[:3], h0[:3], 8)
     with pytest.raises(ValueError, match="did you mean 'aliased'"):
         rational_spectrum(a, b, h0, 8, semantics="alias")
-    with pytest.raises(ValueError, match="length must be at least 1"):
-        rational_spectrum(a, b, h0, 0)
+    for empty in (a[:0], a[:, :0]):
+        with pytest.raises(ValueError, match="with A dividing D, A and N at least 1, got"):
+            rational_spectrum(empty, b[:, : empty.shape[1]], h0, 8, semantics="exact")
+    for length in (0, 2.5):
+        with pytest.raises(ValueError, match=f"length must be a whole number of at least 1, got {length}"):
+            rational_spectrum(a, b, h0, length)

@@ -2,10 +2,13 @@
 
 import copy
 import math
+import re
 import warnings
 
+import numpy as np
 import pytest
 import torch
+from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -80,6 +83,27 @@ def test_no_sequences_or_none_but_empty_ones(spec, batch, length):
         assert leaf.grad is not None and not leaf.grad.any(), name
 
 
+@pytest.mark.parametrize("name", [*layers.names("sequence"), "rwkv_channel"])
+@pytest.mark.parametrize("shape", [(LENGTH, DIM), (2, 4, DIM + 1), (2, 2, 4, DIM)], ids=str)
+def test_an_input_of_another_shape_is_refused(name, shape):
+    """Where a mix of the token before is one row a map, four dimensions would broadcast."""
+    with pytest.raises(ValueError, match=re.escape(f"expected x (B, T, {DIM}), got {shape}")):
+        layers.build(name, DIM, LENGTH)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("size", ["16", 16.5, None, 0, True], ids=repr)
+def test_a_size_is_a_whole_number(size):
+    for sizes, option in (((size, 8), "dim"), ((8, size), "max_length")):
+        said = f"layer 'identity': {option} must be a whole number of at least 1, got {size!r}"
+        with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+            layers.build("identity", *sizes)
+
+
+def test_sizes_and_options_may_be_numpys():
+    layer = layers.build({"name": "attention", "num_heads": np.int64(2)}, np.int64(8), np.int32(4))
+    assert layer(torch.zeros(1, 4, 8)).shape == (1, 4, 8)
+
+
 def test_causality(spec):
     layer = build(spec)
     assert looks_ahead(layer, sequence()) == (not layer.causal)
@@ -142,6 +166,22 @@ def test_every_parameter_gets_a_finite_gradient(spec):
     assert x.grad.any() and (any(p.grad.any() for p in layer.parameters()) or not list(layer.parameters()))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore:torch.searchsorted")
+def test_gradients_of_each_sequence_by_torch_func_are_those_of_autograd(spec):
+    layer, x = build(spec), sequence(9)
+    parameters = dict(layer.named_parameters())
+
+    def loss(parameters, x):
+        return functional_call(layer, parameters, (x.unsqueeze(0),)).square().mean()
+
+    found = vmap(grad(loss, argnums=(0, 1)), in_dims=(None, 0))(parameters, x)
+    for i, x_i in enumerate(x):
+        leaves = [*parameters.values(), x_i.clone().requires_grad_()]
+        want = torch.autograd.grad(layer(leaves[-1].unsqueeze(0)).square().mean(), leaves)
+        for got, expected in zip([*found[0].values(), found[1]], want, strict=True):
+            torch.testing.assert_close(got[i], expected, rtol=1e-6, atol=1e-9 * want[-1].abs().max().item())
+
+
 def test_flops_are_those_torch_counts(spec):
     layer = build(spec, torch.float32)
     assert layer.flops(16) < layer.flops(LENGTH) or not list(layer.parameters())
@@ -152,6 +192,12 @@ def test_flops_are_those_torch_counts(spec):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         layer(x)
     assert 2 * layer.flops(LENGTH) == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_all_of_it_is_built_where_it_is_wanted(spec):
+    with torch.device("meta"):
+        layer = layers.build(spec, DIM, LENGTH)
+    assert all(t.is_meta for t in (*layer.parameters(), *layer.buffers()))
 
 
 def test_a_copy_and_a_state_dict_carry_everything(spec):
@@ -228,6 +274,14 @@ def test_an_option_is_refused_or_works(name):
     [
         ({"name": "gla", "expand_k": 0.001}, "expand_k=0.001 leaves no key of dim=16; expected at least 0.0625"),
         ({"name": "mh_hyena", "head_dim": 5}, "head_dim=5 does not divide dim=16; the nearest that does is 4"),
+        ({"name": "hyena", "proj_groups": 3}, "proj_groups=3 does not divide channels=64; .* is 2"),
+        ({"name": "monarch_mlp", "num_blocks": 3, "width": 24}, r"divide gcd\(dim=16, width=24\)=8; .* is 2"),
+        ({"name": "hyena", "filter": {"name": "implicit", "sine_frequency": "x"}}, "must be a number above 0, got 'x'"),
+        ({"name": "hyena", "filter": {"name": "implicit", "sine_frequency": math.nan}}, "above 0, got nan"),
+        (
+            {"name": "hyena", "filter": {"name": "implicit", "filter_order": 2}, "filter_order": 8},
+            "filter_order=8 beside a filter with {'filter_order': 2}; expected it in one place",
+        ),
         ({"name": "hyena", "filter": "rtf", "filter_order": 8}, "unknown option of filter 'rtf': 'filter_order'"),
         ({"name": "hyena", "filter": None}, "a filter is a name or a mapping with the key 'name', got None"),
     ],

@@ -94,5 +94,5 @@ def test_experts_that_are_not_chosen_get_no_gradient(name):
 def test_bad_options():
     with pytest.raises(ValueError, match="top_k=9 is more than num_experts=8; the most is 8"):
         layers.build({"name": "moe", "top_k": 9}, 32, 8)
-    with pytest.raises(ValueError, match="num_experts=5 does not divide dim=32"):
+    with pytest.raises(ValueError, match="num_experts=5 does not divide dim=32; the nearest that does is 4"):
         layers.build({"name": "hyena_experts", "num_experts": 5}, 32, 8)

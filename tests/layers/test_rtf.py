@@ -63,7 +63,7 @@ def test_bad_options():
         layers.build({"name": "rtf", "init": "montell"}, 16, 24)
     with pytest.raises(ValueError, match="unknown constraint of rtf: 'l1'"):
         layers.build({"name": "rtf", "constraint": "l1"}, 16, 24)
-    with pytest.raises(ValueError, match="num_a=3 does not divide the 16 channels"):
+    with pytest.raises(ValueError, match="num_a=3 does not divide channels=16; the nearest that does is 2"):
         layers.build({"name": "rtf", "num_a": 3}, 16, 24)
     with pytest.raises(ValueError, match="unknown filter 'implicitt' .did you mean 'implicit'"):
         layers.build({"name": "hyena", "filter": "implicitt"}, 16, 24)

@@ -32,6 +32,12 @@ def test_a_token_too_many_is_refused(head, stack, positions):
         m(torch.zeros(2, 21, dtype=torch.long))
 
 
+@pytest.mark.parametrize("head", ["lm", "autoencoder"])
+def test_tokens_are_sequences(head):
+    with pytest.raises(ValueError, match=r"^expected tokens \(B, T\), got \(5,\)$"):
+        models.build("mlp", 8, 4, 20, head)(torch.zeros(5, dtype=torch.long))
+
+
 def test_a_stack_s_step_too_many_is_refused():
     stack = models.build(["mamba|hyena", "mlp"], 32, 11, 3).stack
     state, x_t = stack.init_state(2), torch.randn(2, 32)
@@ -193,6 +199,10 @@ def test_a_token_uses_its_own_experts():
         ({"stack": [{"name": "mh_attention", "num_heads": 5}]}, "does not divide dim=32; the nearest that does is 4"),
         ({"head": "lmm"}, "unknown head 'lmm' .did you mean 'lm'"),
         ({"norm": "rmss"}, "unknown norm 'rmss' .did you mean 'rms'"),
+        ({"embed_dropout": 1.5}, "embed_dropout must be a number from 0 to 1, got 1.5"),
+        ({"embed_dropout": float("nan")}, "embed_dropout must be a number from 0 to 1, got nan"),
+        ({"tied_embeddings": "no"}, "tied_embeddings must be true or false, got 'no'"),
+        ({"positions": 1}, "positions must be true or false, got 1"),
         ({"init": "norml"}, "unknown init 'norml' .did you mean 'normal'"),
         (
             {"dim": 10**7, "stack": "mlp"},

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from mad.models import compact, expand
 
@@ -21,6 +22,7 @@ def test_examples():
     assert expand([{"repeat": 2, "layers": "hyena-swiglu"}]) == ["hyena", "swiglu"] * 2
     assert expand([{"repeat": 2, "layers": {"name": "moe", "top_k": 1}}]) == [{"name": "moe", "top_k": 1}] * 2
     assert expand({"parallel": "attention|hyena"}) == expand("attention|hyena")
+    assert expand(OmegaConf.create(["mlp", {"parallel": ["moe", "mlp"]}])) == ["mlp", *expand("moe|mlp")]
     assert compact(["hyena", "swiglu"] * 2) == "hyena-swiglu*2"
     assert compact([{"name": "moe", "top_k": 1}, "mlp"]) == "moe(top_k=1)-mlp"
 
@@ -43,6 +45,7 @@ def test_compact_folds_repeats(pattern, times):
         ("hyena--swiglu", "empty name"),
         ("hyena*0", "at least 1, got '0'"),
         ("hyena*two", "at least 1, got 'two'"),
+        ("hyena*²", "at least 1, got '²'"),
         ([{"layer": "hyena"}], "'name', 'repeat' or 'parallel'"),
         ([{"repeat": 2}], "must have just the keys layers, repeat"),
         ([{"repeat": 2, "layers": 3}], "a stack is a list of layers"),
