@@ -164,9 +164,10 @@ def build(
         ValueError: an unknown head, norm, init, layer or option, or sizes that do not fit, be it into memory.
     """
     positive(dim=dim, vocab_size=vocab_size, max_length=max_length)
-    for switch, value in {"tied_embeddings": tied_embeddings, "positions": positions, "head_bias": head_bias}.items():
+    switches = {"tied_embeddings": tied_embeddings, "positions": positions, "head_bias": head_bias}
+    for name, value in (switches | {"own_filters": own_filters}).items():
         if not isinstance(value, bool):  # "no" would count as true
-            raise ValueError(f"{switch} must be true or false, got {value!r}")
+            raise ValueError(f"{name} must be true or false, got {value!r}")
     if head not in HEADS:
         raise unknown("head", head, HEADS)
     if init not in INITS:
