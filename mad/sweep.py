@@ -211,6 +211,8 @@ def prepare(points: Iterable[Point]) -> tuple[list[config.Run], dict[str, Any]]:
         raise ValueError(
             f"nothing was trained: name is {sweep['name']!r}; expected what the sweep is called, name=mine"
         )
+    if not sweep["results_dir"].strip():  # as of a shell's variable that is not set: it would be the folder one is in
+        raise ValueError("nothing was trained: results_dir is empty; expected a folder, as results_dir=results/mine")
     scores = sorted({run.train.score for run in runs.values()})
     if len(scores) > 1:
         raise ValueError(

@@ -389,6 +389,11 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, refused):
     assert "taken/here' cannot be written to" in refused(*TINY, f"results_dir={tmp_path}/taken/here")
 
 
+def test_no_folder_is_not_the_folder_one_is_in(tmp_path, refused, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "results_dir is empty" in refused(*TINY, "results_dir=") and not list(tmp_path.iterdir())
+
+
 def test_a_folder_of_another_schema_is_refused(tmp_path, refused):
     (tmp_path / "store.json").write_text('{"schema": 999, "sweep": "old"}')
     assert "schema 999" in refused(*TINY, f"results_dir={tmp_path}")
