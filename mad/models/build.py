@@ -117,6 +117,8 @@ class Embedding(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        if tokens.ndim != 2:
+            raise ValueError(f"expected tokens (B, T), got {tuple(tokens.shape)}")
         if tokens.shape[1] > self.max_length:  # not all layers have a limit; learned positions and the decoder's do
             raise ValueError(f"the model was built for max_length={self.max_length}, got {tokens.shape[1]} tokens")
         x = kernels.embedding(self.tokens.weight, tokens)
