@@ -64,6 +64,8 @@ def main() -> None:
 
 
 def _hand_to_hydra(arguments: list[str]) -> None:
+    # a habit from other commands of Hydra's, which would then read all else, and name no nearest choice
+    arguments = [argument for argument in arguments if argument not in ("-m", "--multirun")]
     try:
         files = sweepfile.read(arguments)
         plugins.load(plugins.read(_plugins_of(arguments, files.values())))

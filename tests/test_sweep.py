@@ -441,6 +441,11 @@ def test_mistakes_are_told_where_a_run_is_to_be_shown(refused):
     assert "unknown layer 'hyenna'" in refused("--cfg", "job", "task=mqar", "arch.stack=hyenna")
 
 
+@pytest.mark.parametrize("flag", ["-m", "--multirun"])
+def test_a_habit_of_hydras_users_changes_nothing(refused, flag):
+    assert "unknown key 'optim.lrr' (did you mean 'optim.lr'?)" in refused(*TINY, flag, "optim.lrr=1")
+
+
 @pytest.mark.parametrize("name, want", [([], None), (["arch.name=mine"], "mine")])
 def test_one_point_of_hydras_own_is_not_called_after_an_arch(folder, monkeypatch, name, want):
     found = []
