@@ -348,6 +348,11 @@ def test_text_from_the_command_line_to_the_table(tmp_path):
         ("plugins=mine.py", "expected a list of files, plugins=[mine.py]"),
         ("plugins=[a.py],[b.py]", "all runs of a sweep have the same plugins"),
         ("ladder=hyena rung=0", "arch=mqar_base_conv and ladder=hyena are given"),
+        ("seed=range(1000000000)", "seed has more than 1,000,000 values"),
+        (
+            "seed=range(2000) train.eval_every=range(1,1001)",
+            "the grid has 2,000,000 points; expected 1,000,000 at most",
+        ),
         ("name=", "name is ''; expected what the sweep is called"),
         ("name=..", "name is '..'; expected what the sweep is called"),
         ("name=a,b", "name is a and b; a sweep has one: give one value"),
