@@ -460,6 +460,17 @@ def test_one_point_of_hydras_own_is_not_called_after_an_arch(folder, monkeypatch
     assert values(found, "arch.name") == [want] and values(found, "arch.stack") == [["mlp"]]
 
 
+@pytest.mark.parametrize("given, said", [(["--cfg", "job"], ""), (["engine=inline"], "what had finished is kept")])
+def test_a_reader_that_goes_away_is_no_traceback(tmp_path, given, said):
+    """As behind `| head -1`."""
+    command = [sys.executable, "-m", "mad.sweep", *TINY, f"results_dir={tmp_path}", *given]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 141 and said in errors and "Traceback" not in errors and bool(errors) == bool(said)
+
+
 def test_ctrl_c_while_it_starts_ends_in_one_line():
     given = [sys.executable, "-X", "importtime", "-m", "mad.sweep", *TINY]  # which says when hydra is there, torch not
     process = subprocess.Popen(given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
