@@ -7,6 +7,7 @@ choice of config groups (task, arch, ...); the values are then set on copies. Gr
 import copy
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ from mad.registry import unknown
 from mad.sweepfile import OWN_STACK, entries
 from mad.tasks import settings as protocol_settings
 
+MOST_POINTS = 1_000_000  # beyond lies a slip of the keyboard, which would fill the memory
 LENGTHS = ("train.steps", "train.tokens", "train.budget_flops")  # a run takes one of them
 LADDERS = ("arch", "arch.stack", "arch.name", "arch.dim")  # what a ladder says
 LISTS = ("arch.stack", "task.segments", "plugins")  # whose one value is a list
@@ -80,6 +82,9 @@ class GridSweeper(Sweeper):
         archs = [([], [])] if "ladder" in axes else self.arch_axis(axes.pop("arch", None))
         groups = {key: values for key, values in axes.items() if self.options(key.lstrip("+~"))}
         values = {key: axes[key] for key in axes if key not in groups}
+        number = math.prod(map(len, (tasks, archs, *axes.values())))
+        if number > MOST_POINTS:
+            raise ValueError(f"the grid has {number:,} points; expected {MOST_POINTS:,} at most")
         parse = OverridesParser.create().parse_override
         parsed = {text: parse(text) for axis in values.values() for text in axis}
         composed: dict[tuple[str, ...], DictConfig] = {}  # 0.1 s each, and many settings share a task
@@ -189,7 +194,10 @@ def apply(overrides: list[Override], config: DictConfig) -> None:
 
 def _values(override: Override) -> list[str]:
     if override.is_sweep_override():
-        return [str(value) for value in override.sweep_string_iterator()]
+        found = [str(value) for value in itertools.islice(override.sweep_string_iterator(), MOST_POINTS + 1)]
+        if len(found) > MOST_POINTS:
+            raise ValueError(f"{override.get_key_element()} has more than {MOST_POINTS:,} values")
+        return found
     return [override.get_value_element_as_str()]
 
 

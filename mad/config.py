@@ -84,10 +84,12 @@ class Run:
         """A Run from nested mappings with the keys above; a Run is copied.
 
         Raises:
-            ValueError: a key that does not exist, or a value of another type.
+            ValueError: it is neither, has a key that does not exist, or a value of another type.
         """
         if isinstance(given, Run):
             return copy.deepcopy(given)
+        if not isinstance(given, Mapping):
+            raise ValueError(f"a run is a mapping of its keys, as {{'task': 'mqar', 'arch': ...}}, got {given!r}")
         values = dict(given)
         task = values.get("task", {})
         if not isinstance(task, (str, Mapping)):

@@ -55,7 +55,8 @@ Point = tuple[dict[str, Any], list[str]]  # a configuration, and the overrides t
 
 
 def main() -> None:
-    """The command: exit status 0, 1 where runs failed, 2 for a mistake in the command, 130 after Ctrl-C."""
+    """The command: exit status 0, 1 where runs failed, 2 for a mistake in the command, 130 after Ctrl-C,
+    141 where nobody reads what it prints."""
     try:
         _hand_to_hydra(sys.argv[1:])
     except KeyboardInterrupt:  # before the first run, or after the last
@@ -64,6 +65,8 @@ def main() -> None:
 
 
 def _hand_to_hydra(arguments: list[str]) -> None:
+    # a habit from other commands of Hydra's, which would then read all else, and name no nearest choice
+    arguments = [argument for argument in arguments if argument not in ("-m", "--multirun")]
     try:
         files = sweepfile.read(arguments)
         plugins.load(plugins.read(_plugins_of(arguments, files.values())))
@@ -111,12 +114,18 @@ def show_first(points: Callable[[], list[Point]]) -> None:
         runs, sweep = prepare(points())
     except MISTAKES as error:
         _refuse(error)
-    print(f"# the first of {len(runs)} runs; nothing was trained")
-    print(OmegaConf.to_yaml(OmegaConf.create(sweep | runs[0].to_dict())), end="")
+    with _unread():
+        print(f"# the first of {len(runs)} runs; nothing was trained")
+        print(OmegaConf.to_yaml(OmegaConf.create(sweep | runs[0].to_dict())), end="")
 
 
 def run_points(points: Callable[[], list[Point]]) -> None:
     """Check all points, train those without a result, show the leaderboard, tell the tracker."""
+    with _unread("nobody reads any more what is printed here", STOPPED.strip()):
+        _run_points(points)
+
+
+def _run_points(points: Callable[[], list[Point]]) -> None:
     console, began = Console(), time.perf_counter()
     try:
         runs, sweep = prepare(points())
@@ -211,6 +220,8 @@ def prepare(points: Iterable[Point]) -> tuple[list[config.Run], dict[str, Any]]:
         raise ValueError(
             f"nothing was trained: name is {sweep['name']!r}; expected what the sweep is called, name=mine"
         )
+    if not sweep["results_dir"].strip():  # as of a shell's variable that is not set: it would be the folder one is in
+        raise ValueError("nothing was trained: results_dir is empty; expected a folder, as results_dir=results/mine")
     scores = sorted({run.train.score for run in runs.values()})
     if len(scores) > 1:
         raise ValueError(
@@ -248,6 +259,18 @@ def _plugins_of(arguments: list[str], files: Iterable[dict[str, Any]]) -> list[s
 
 def _more(places: list[str]) -> str:
     return f" (and {len(places) - 1} more)" if len(places) > 1 else ""
+
+
+@contextlib.contextmanager
+def _unread(*said: str) -> Iterator[None]:
+    """Inside, whoever reads what is printed may go away, as `| head -1` does: no traceback, and the status of that."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be written, at the exit
+        print(*said, sep="; ", end="\n" if said else "", file=sys.stderr)
+        sys.exit(141)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from mad import ROOT, config
@@ -163,6 +164,7 @@ def _check(given: Any) -> None:
         value = given.get(key, [])
         if not isinstance(value, list) or (key == "plugins" and not all(isinstance(file, str) for file in value)):
             raise ValueError(f"{key} must be a list of {kind}, as {example}, got {value!r}")
+    _check_types({key: value for key, value in given.items() if key not in ("defaults", "hydra")})
     sweeper = given.get("hydra", {}).get("sweeper", {})
     for key, value in sweeper.get("params", {}).items():
         if key in SECTIONS and isinstance(value, dict):
@@ -172,6 +174,16 @@ def _check(given: Any) -> None:
     entries("archs", "arch", sweeper.get("archs"))
     if not isinstance(sweeper.get("settings"), str):  # a protocol's name
         entries("settings", "task", sweeper.get("settings"))
+
+
+def _check_types(given: dict[str, Any]) -> None:
+    """Hydra would refuse them as it composes, in its own words and with the exit status of runs that failed."""
+    try:
+        OmegaConf.merge(OmegaConf.structured(SweepConfig), given)
+    except OmegaConfBaseException as error:
+        value = OmegaConf.select(OmegaConf.create(given), error.full_key or "")
+        axis = "; the values of an axis go into hydra.sweeper.params" if isinstance(value, ListConfig) else ""
+        raise ValueError(f"{error.full_key}: {str(error.msg).partition(chr(10))[0]}{axis}") from None
 
 
 def _no_mapping(section: str, given: Any) -> str:

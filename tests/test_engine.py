@@ -526,3 +526,21 @@ def test_the_server_that_workers_come_from_is_deaf_to_an_interrupt_from_the_firs
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     ignored = next(line.split()[1] for line in done.stdout.splitlines() if line.startswith("SigIgn"))
     assert int(ignored, 16) & 1 << signal.SIGINT - 1
+
+
+def test_ctrl_c_while_a_worker_starts_cuts_no_start_off(monkeypatch):
+    """The first waits seconds for the server: begun after all, and nobody's, it would end in a traceback of its own."""
+    came = []
+
+    def start(self, run):
+        signal.raise_signal(signal.SIGINT)
+        came.append(run.seed)
+        begin(self, run)
+
+    with monkeypatch.context() as patched:
+        begin = local.Worker.start
+        patched.setattr(local.Worker, "start", start)
+        with pytest.raises(KeyboardInterrupt):
+            list(engine.build("local", work, workers=1).run(runs(1)))
+    assert came == [0] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [record.status for record in engine.build("local", work, workers=1).run(runs(1))] == ["ok"]

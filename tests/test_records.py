@@ -375,7 +375,16 @@ def test_packed_files_may_be_put_together(tmp_path):
         assert [record.status for record in Store(whole).records()] == ["ok"]
 
 
-@pytest.mark.parametrize("change, message", [({"error": 3}, "'error' must be a text or null, got 3")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"error": 3}, "'error' must be a text or null, got 3"),
+        ({"failure": 3}, "'failure' must be a text or null, got 3"),
+        ({"config": {"arch": "hyena"}}, "config arch must be a dict, got 'hyena'"),
+        ({"config": {"task": None}}, "config task must be a dict, got None"),
+        ({"curve": [{"step": 1}, 2]}, "curve point must be a dict, got 2"),
+    ],
+)
 def test_a_record_with_a_field_of_another_kind(change, message):
     with pytest.raises(ValueError, match=message):
         Record.from_dict(vars(make()) | change)

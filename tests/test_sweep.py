@@ -348,6 +348,11 @@ def test_text_from_the_command_line_to_the_table(tmp_path):
         ("plugins=mine.py", "expected a list of files, plugins=[mine.py]"),
         ("plugins=[a.py],[b.py]", "all runs of a sweep have the same plugins"),
         ("ladder=hyena rung=0", "arch=mqar_base_conv and ladder=hyena are given"),
+        ("seed=range(1000000000)", "seed has more than 1,000,000 values"),
+        (
+            "seed=range(2000) train.eval_every=range(1,1001)",
+            "the grid has 2,000,000 points; expected 1,000,000 at most",
+        ),
         ("name=", "name is ''; expected what the sweep is called"),
         ("name=..", "name is '..'; expected what the sweep is called"),
         ("name=a,b", "name is a and b; a sweep has one: give one value"),
@@ -387,6 +392,11 @@ def test_a_command_starts_without_a_compiler():
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, refused):
     (tmp_path / "taken").touch()
     assert "taken/here' cannot be written to" in refused(*TINY, f"results_dir={tmp_path}/taken/here")
+
+
+def test_no_folder_is_not_the_folder_one_is_in(tmp_path, refused, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "results_dir is empty" in refused(*TINY, "results_dir=") and not list(tmp_path.iterdir())
 
 
 def test_a_folder_of_another_schema_is_refused(tmp_path, refused):
@@ -436,6 +446,11 @@ def test_mistakes_are_told_where_a_run_is_to_be_shown(refused):
     assert "unknown layer 'hyenna'" in refused("--cfg", "job", "task=mqar", "arch.stack=hyenna")
 
 
+@pytest.mark.parametrize("flag", ["-m", "--multirun"])
+def test_a_habit_of_hydras_users_changes_nothing(refused, flag):
+    assert "unknown key 'optim.lrr' (did you mean 'optim.lr'?)" in refused(*TINY, flag, "optim.lrr=1")
+
+
 @pytest.mark.parametrize("name, want", [([], None), (["arch.name=mine"], "mine")])
 def test_one_point_of_hydras_own_is_not_called_after_an_arch(folder, monkeypatch, name, want):
     found = []
@@ -443,6 +458,17 @@ def test_one_point_of_hydras_own_is_not_called_after_an_arch(folder, monkeypatch
     monkeypatch.setattr(sys, "argv", ["mad.sweep", "hydra.mode=RUN", "arch.stack=[mlp]", *name])
     sweep.main()
     assert values(found, "arch.name") == [want] and values(found, "arch.stack") == [["mlp"]]
+
+
+@pytest.mark.parametrize("given, said", [(["--cfg", "job"], ""), (["engine=inline"], "what had finished is kept")])
+def test_a_reader_that_goes_away_is_no_traceback(tmp_path, given, said):
+    """As behind `| head -1`."""
+    command = [sys.executable, "-m", "mad.sweep", *TINY, f"results_dir={tmp_path}", *given]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 141 and said in errors and "Traceback" not in errors and bool(errors) == bool(said)
 
 
 def test_ctrl_c_while_it_starts_ends_in_one_line():

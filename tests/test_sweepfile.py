@@ -74,6 +74,9 @@ def test_a_settings_option_is_one_value(folder, expand):
         ("arch: {stack: [mlp]}", "put it into hydra.sweeper.params, as arch.stack: hyena-swiglu*2"),
         ("arch: {name: own}", "put it into hydra.sweeper.params, as arch.name: mine"),
         ("defaults: mad", "defaults must be a list of names, as [mad, _self_], got 'mad'"),
+        ("train: {epochs: abc}", "train.epochs: Value 'abc' of type 'str' could not be converted to Integer"),
+        ("optim: {lr: null}", "optim.lr: Incompatible value 'None' for field of type 'float'"),
+        ("seed: [1, 2]", "to Integer; the values of an axis go into hydra.sweeper.params"),
         ("plugins: a.py", "plugins must be a list of files, as [mine.py], got 'a.py'"),
     ],
 )

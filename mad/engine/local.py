@@ -85,7 +85,8 @@ class Local(Engine):
                 workers.append(kind(index, context, self, device, wake, lifeline, self.lanes))
             while pending or any(worker.runs for worker in workers):
                 for run, worker in share_out(pending, workers):
-                    worker.start(run)
+                    with _whole():
+                        worker.start(run)
                     tell(Event(worker.index, run))
                 # the timeout is for Ctrl-C: a signal that comes just before the wait begins does not interrupt it
                 ready = wait([woken, *(worker.messages for worker in workers)], timeout=0.5)
@@ -134,6 +135,34 @@ def _deaf() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _whole() -> Iterator[None]:
+    """A process that starts inside has started at the end, or never will: one whose start Ctrl-C cut off, as it waited
+    for all that the server imports, would be nobody's, and be heard of by a traceback once it did begin."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = []
+
+    def end_the_server(*_: object) -> None:
+        came.append(True)
+        server = getattr(forkserver._forkserver, "_forkserver_pid", None)
+        if server is not None:  # the next engine has one of its own
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(server, signal.SIGKILL)
+
+    before = signal.signal(signal.SIGINT, end_the_server)
+    try:
+        yield
+    except Exception:
+        if not came:
+            raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def cores() -> int:

@@ -16,6 +16,8 @@ so a striped hybrid is `hyena-swiglu*3, attention-swiglu`. `-` binds less than `
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+MOST_LAYERS = 1_000  # of a stack: beyond lies a slip of the keyboard, which would fill the memory
+
 Spec = str | dict[str, Any]
 
 
@@ -58,13 +60,13 @@ def _entry(entry: Any, where: str) -> list[Spec]:
         names = pattern.split("-")
         if not all(name.strip() for item in names for name in item.split("|")):
             raise ValueError(f"{where}: {entry!r} has an empty name; expected for instance 'hyena-swiglu*2'")
-        return [_term(name.strip()) for name in names] * (_count(times, entry, where) if star else 1)
+        return _repeat([_term(name.strip()) for name in names], times if star else 1, entry, where)
     if isinstance(entry, Mapping):
         for key, allowed in (("repeat", {"repeat", "layers"}), ("parallel", {"parallel"})):
             if key in entry and set(entry) != allowed:
                 raise ValueError(f"{where}: {dict(entry)!r} must have just the keys {', '.join(sorted(allowed))}")
         if "repeat" in entry:
-            return _expand(entry["layers"], f"{where}.layers") * _count(entry["repeat"], entry, where)
+            return _repeat(_expand(entry["layers"], f"{where}.layers"), entry["repeat"], entry, where)
         if "parallel" in entry:
             return [{"parallel": _branches(entry["parallel"], f"{where}.parallel")}]
         if "name" in entry:
@@ -92,10 +94,12 @@ def _branches(given: Any, where: str) -> list[Spec]:
     return found
 
 
-def _count(times: Any, entry: Any, where: str) -> int:
+def _repeat(specs: list[Spec], times: Any, entry: Any, where: str) -> list[Spec]:
     if not str(times).strip().isdecimal() or int(times) < 1:
         raise ValueError(f"{where}: the repeat of {entry!r} must be a whole number of at least 1, got {times!r}")
-    return int(times)
+    if len(specs) * int(times) > MOST_LAYERS:
+        raise ValueError(f"{where}: {entry!r} is {len(specs) * int(times)} layers; expected {MOST_LAYERS} at most")
+    return specs * int(times)
 
 
 def _text(spec: Spec) -> str:

@@ -65,8 +65,13 @@ class Record:
         for key, kind in (("config", dict), ("metrics", dict), ("curve", list), ("cost", dict), ("versions", dict)):
             if not isinstance(given.get(key, kind()), kind):
                 raise ValueError(f"record field {key!r} must be a {kind.__name__}, got {given[key]!r}")
-        if not isinstance(given.get("error"), (str, type(None))):
-            raise ValueError(f"record field 'error' must be a text or null, got {given['error']!r}")
+        for key in ("error", "failure"):
+            if not isinstance(given.get(key), (str, type(None))):
+                raise ValueError(f"record field {key!r} must be a text or null, got {given[key]!r}")
+        parts = [(f"config {key}", given["config"].get(key, {})) for key in ("task", "arch", "optim", "train")]
+        for name, part in parts + [("curve point", point) for point in given.get("curve", ())]:
+            if not isinstance(part, dict):  # a table could not be made of it, at the end of a sweep
+                raise ValueError(f"a record's {name} must be a dict, got {part!r}")
         if given["status"] not in STATUSES:
             raise unknown("status", given["status"], STATUSES)
         return cls(**given)

@@ -25,11 +25,13 @@ def test_language_model_is_causal():
 
 @pytest.mark.parametrize("head", ["lm", "autoencoder"])
 @pytest.mark.parametrize("stack, positions", [("hyena", False), ("mlp", False), ("mlp", True), ("mamba", True)])
-def test_a_token_too_many_is_refused(head, stack, positions):
+def test_a_token_too_many_or_a_batch_too_few_is_refused(head, stack, positions):
     m = models.build(stack, 32, 11, 20, head, positions=positions)
     assert m(torch.zeros(2, 20, dtype=torch.long)).shape == (2, 20, 11)
     with pytest.raises(ValueError, match="the model was built for max_length=20, got 21 tokens"):
         m(torch.zeros(2, 21, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"expected tokens \(B, T\), got \(5,\)"):
+        m(torch.zeros(5, dtype=torch.long))
 
 
 @pytest.mark.parametrize("head", ["lm", "autoencoder"])

@@ -296,6 +296,12 @@ def test_sections_that_are_none(given, message):
         training.prepare(TINY | given)
 
 
+@pytest.mark.parametrize("given", ["mqar", None])
+def test_what_is_no_run(given):
+    with pytest.raises(ValueError, match=f"a run is a mapping of its keys, .* got {given!r}"):
+        training.train(given)
+
+
 def test_cuda_is_refused_where_there_is_none():
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
