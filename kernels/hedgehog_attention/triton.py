@@ -7,7 +7,7 @@ attention. With a window a state stands for what is older, so its cost is linear
 
 import torch
 
-from kernels.hedgehog_attention import fused, windowed
+from kernels.hedgehog_attention import fused, wide, windowed
 from kernels.hedgehog_attention.features import features
 from kernels.linear_attention import triton as linear
 from kernels.linear_attention.triton import unit_stride
@@ -82,13 +82,18 @@ def differentiate(ctx, dy, *_):
 pairs.register_autograd(differentiate, setup_context=save)
 
 
+def kernels(q: torch.Tensor, v: torch.Tensor, w: torch.Tensor):
+    """Those that form features within the attention, or None."""
+    return next((module for module in (fused, wide) if module.fits(q, v, w)), None)
+
+
 @operator("mad::hedgehog_attention")
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, w_q: torch.Tensor, w_k: torch.Tensor, normalize: bool, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y, and where normalised 1 / (eps + the sum of weights) in fp32, else empty. No feature in memory."""
     y, inverse = outputs(q, k, v, w_q, w_k, normalize, eps)
-    fused.forward(q, k, v, w_q, w_k, y, inverse, normalize, eps)
+    kernels(q, v, w_q).forward(q, k, v, w_q, w_k, y, inverse, normalize, eps)
     return y, inverse
 
 
@@ -104,7 +109,7 @@ def gradients(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """dq, dk, dv, and those of w_q and w_k together, (2, H, d, f), in fp32."""
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    return dq, dk, dv, fused.backward(q, k, v, w_q, w_k, y, inverse, dy, dq, dk, dv, normalize)
+    return dq, dk, dv, kernels(q, v, w_q).backward(q, k, v, w_q, w_k, y, inverse, dy, dq, dk, dv, normalize)
 
 
 @gradients.register_fake
@@ -130,7 +135,7 @@ attend.register_autograd(backward, setup_context=keep)
 
 def hedgehog_attention(q, k, v, w_q, w_k, *, window, mix, normalize: bool, eps: float) -> torch.Tensor:
     """See kernels.hedgehog_attention."""
-    if window is None and fused.fits(q, v, w_q):
+    if window is None and kernels(q, v, w_q):
         q, k, v = (unit_stride(t.to(v.dtype)) for t in (q, k, v))
         return attend(q, k, v, w_q.contiguous(), w_k.contiguous(), normalize, eps)[0]
     q, k, v = (t.to(v.dtype).contiguous() for t in (q, k, v))
