@@ -82,8 +82,8 @@ def differentiate(ctx, dy, *_):
 pairs.register_autograd(differentiate, setup_context=save)
 
 
-def kernels(q: torch.Tensor, v: torch.Tensor, w: torch.Tensor):
-    """Those that form features within the attention, or None."""
+def forming(q: torch.Tensor, v: torch.Tensor, w: torch.Tensor):
+    """The kernels that form features within the attention of such tensors, or None."""
     return next((module for module in (fused, wide) if module.fits(q, v, w)), None)
 
 
@@ -93,7 +93,7 @@ def attend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y, and where normalised 1 / (eps + the sum of weights) in fp32, else empty. No feature in memory."""
     y, inverse = outputs(q, k, v, w_q, w_k, normalize, eps)
-    kernels(q, v, w_q).forward(q, k, v, w_q, w_k, y, inverse, normalize, eps)
+    forming(q, v, w_q).forward(q, k, v, w_q, w_k, y, inverse, normalize, eps)
     return y, inverse
 
 
@@ -109,7 +109,7 @@ def gradients(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """dq, dk, dv, and those of w_q and w_k together, (2, H, d, f), in fp32."""
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    return dq, dk, dv, kernels(q, v, w_q).backward(q, k, v, w_q, w_k, y, inverse, dy, dq, dk, dv, normalize)
+    return dq, dk, dv, forming(q, v, w_q).backward(q, k, v, w_q, w_k, y, inverse, dy, dq, dk, dv, normalize)
 
 
 @gradients.register_fake
@@ -135,14 +135,22 @@ attend.register_autograd(backward, setup_context=keep)
 
 def hedgehog_attention(q, k, v, w_q, w_k, *, window, mix, normalize: bool, eps: float) -> torch.Tensor:
     """See kernels.hedgehog_attention."""
-    if window is None and kernels(q, v, w_q):
-        q, k, v = (unit_stride(t.to(v.dtype)) for t in (q, k, v))
-        return attend(q, k, v, w_q.contiguous(), w_k.contiguous(), normalize, eps)[0]
+    if window is None and forming(q, v, w_q):
+        tensors = [unit_stride(t.to(v.dtype)) for t in (q, k, v)] + [w_q.contiguous(), w_k.contiguous()]
+        if forming(q, v, w_q) is wide:
+            tensors = [padded(t, -2 if t.dim() == 3 else -1) for t in tensors]
+        return attend(*tensors, normalize, eps)[0][..., : v.shape[3]]
     q, k, v = (t.to(v.dtype).contiguous() for t in (q, k, v))
     phi_q, phi_k = (features(x, w.to(x.dtype).contiguous()) for x, w in ((q, w_q), (k, w_k)))
-    if window is None and q.shape[2] > 4 * phi_q.shape[3]:
+    if window is None:
         return linear.linear_attention(
             phi_q, phi_k, v, decay=None, normalize=normalize, eps=eps, initial_state=None, return_state=False
         )
     weights = q.new_ones(2, q.shape[1], dtype=torch.float32) if mix is None else torch.stack([m.float() for m in mix])
-    return pairs(q, k, v, phi_q, phi_k, weights, min(window or 0, q.shape[2]), normalize, eps)[0]
+    return pairs(q, k, v, phi_q, phi_k, weights, min(window, q.shape[2]), normalize, eps)[0]
+
+
+def padded(t: torch.Tensor, dim: int) -> torch.Tensor:
+    """Heads' width with zeros up to a multiple of 16, for rows that can be read in words of 16 bytes."""
+    missing = -t.shape[dim] % 16
+    return torch.nn.functional.pad(t, (0, 0) * (-1 - dim) + (0, missing)) if missing else t

@@ -73,9 +73,6 @@ def values_kernel(
     spans, span = tl.cdiv(T, SPAN), tl.program_id(0) // tl.cdiv(dv, BN)
     low, column = span * SPAN, tl.program_id(0) % tl.cdiv(dv, BN) * BN
     h, b = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    x, z = x + b * x_b + h * x_h, z + b * z_b + h * z_h
-    c, out, width = c + b * c_b + h * c_h + column, out + b * o_b + h * o_h + column, dv - column
-    inverse += sequence() * T
     type: tl.constexpr = x.dtype.element_ty
     map_x, map_z = load_map(w_x, h, d, f, 1.0, D, F, type), load_map(w_z, h, d, f, 1.0, D, F, type)
     i = tl.arange(0, C)
@@ -86,15 +83,21 @@ def values_kernel(
         states += sequence() * spans * (2 * DV * F) + (column + n) * F + j[None, :]
         up = add_spans(up, states, spans, span, 2 * DV * F, REVERSE)
         down = add_spans(down, states + DV * F, spans, span, 2 * DV * F, REVERSE)
-        sums = add_spans(sums, beside + sequence() * spans * (2 * F) + e // 8 * F + j[:, None], spans, span, 2 * F, REVERSE)
+        sums = add_spans(
+            sums, beside + sequence() * spans * (2 * F) + e // 8 * F + j[:, None], spans, span, 2 * F, REVERSE
+        )
     chunks = tl.cdiv(tl.minimum(T - low, SPAN), C)
     for step in tl.range(0, chunks, disable_licm=True):
         t = low + (chunks - 1 - step if REVERSE else step) * C + i
         at = tl.minimum(t, T - 1)
-        r, scale = weight_of(inverse, t, T, type, REVERSE, NORMALIZE)
-        z_up, z_down = halves(load_rows(z, at, T, z_t, d, D, True), map_z, r, f, WHOLE, REVERSE, PRECISION)
-        x_up, x_down = halves(load_rows(x, at, T, x_t, d, D, True), map_x, r, f, WHOLE, False, PRECISION)
-        value = load_rows(c, at, T, c_t, width, BN, True)
+        r, scale = weight_of(inverse + sequence() * T, t, T, type, REVERSE, NORMALIZE)
+        z_up, z_down = halves(
+            load_rows(z + b * z_b + h * z_h, at, T, z_t, d, D, True), map_z, r, f, WHOLE, REVERSE, PRECISION
+        )
+        x_up, x_down = halves(
+            load_rows(x + b * x_b + h * x_h, at, T, x_t, d, D, True), map_x, r, f, WHOLE, False, PRECISION
+        )
+        value = load_rows(c + b * c_b + h * c_h + column, at, T, c_t, dv - column, BN, True)
         p = tl.dot(x_up, tl.trans(z_up), input_precision=PRECISION)
         p = tl.dot(x_down, tl.trans(z_down), p, input_precision=PRECISION)
         p = tl.where((i[:, None] <= i[None, :]) if REVERSE else (i[:, None] >= i[None, :]), p, 0.0)
@@ -107,14 +110,14 @@ def values_kernel(
             zero = tl.zeros((C, 16), tl.float32)
             before = tl.where(e < 8, add_right(zero, x_up, sums, PRECISION), add_right(zero, x_down, sums, PRECISION))
             r = 1 / (tl.sum(p, 1) + tl.sum(before, 1) * (1 / 8) + eps)
-            tl.store(inverse + t, r, mask=(t < T) & (0 * t + column == 0))
+            tl.store(inverse + sequence() * T + t, r, mask=(t < T) & (0 * t + column == 0))
             acc *= r[:, None]
             sums = tl.dot(tl.trans(z_up), columns(0 * r + 1, 0, 8).to(type), sums, input_precision=PRECISION)
             sums = tl.dot(tl.trans(z_down), columns(0 * r + 1, 8, 16).to(type), sums, input_precision=PRECISION)
         # tokens beyond T are in the last chunk alone: nobody reads the state after it, and with REVERSE they weigh nothing
         up = add_product(up, tl.trans(value), z_up, scale, REVERSE and type == tl.float16, PRECISION)
         down = add_product(down, tl.trans(value), z_down, scale, REVERSE and type == tl.float16, PRECISION)
-        store_rows(out, t, T, o_t, width, acc)
+        store_rows(out + b * o_b + h * o_h + column, t, T, o_t, dv - column, acc)
 
 
 @triton.jit
@@ -126,14 +129,9 @@ def heads_kernel(
 ):  # fmt: skip
     """One half's part of dq, from x = q, z = k, a = dy, c = v, or with REVERSE of dk, from x = k, z = q, a = v, c = dy;
     and of dW. out (2, B, H, T, d), partial (B H, spans, 2, D, F)."""
-    spans, span, which = tl.cdiv(T, SPAN), tl.program_id(0) // 2, tl.program_id(0) % 2
-    low = span * SPAN
+    spans, span, which = tl.num_programs(0) // 2, tl.program_id(0) // 2, tl.program_id(0) % 2
     h, b = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    inverse, delta = inverse + sequence() * T, delta + sequence() * T
-    partial += (sequence() * tl.num_programs(0) + tl.program_id(0)) * (D * F)
     type: tl.constexpr = x.dtype.element_ty
-    sign = 1.0 - 2.0 * which
-    map_x, map_z = load_map(w_x, h, d, f, sign, D, F, type), load_map(w_z, h, d, f, sign, D, F, type)
     i = tl.arange(0, C)
     state, sums = tl.zeros((DV, F), tl.float32), tl.zeros((F, 16), tl.float32)
     if SPANS:
@@ -142,41 +140,42 @@ def heads_kernel(
         state = add_spans(state, states + row * (DV * F) + n * F + j[None, :], spans, span, 2 * DV * F, REVERSE)
         place = beside + row * F + j[:, None] + 0 * tl.arange(0, 16)[None, :]
         sums = add_spans(sums, place, spans, span, 2 * F, REVERSE)
-    chunks = tl.cdiv(tl.minimum(T - low, SPAN), C)
+    sign = 1.0 - 2.0 * which
+    map_x, map_z = load_map(w_x, h, d, f, sign, D, F, type), load_map(w_z, h, d, f, sign, D, F, type)
+    chunks = tl.cdiv(tl.minimum(T - span * SPAN, SPAN), C)
     for step in tl.range(0, chunks, disable_licm=True):
-        t = low + (chunks - 1 - step if REVERSE else step) * C + i
+        t = span * SPAN + (chunks - 1 - step if REVERSE else step) * C + i
         at = tl.minimum(t, T - 1)
-        r, scale = weight_of(inverse, t, T, type, REVERSE, NORMALIZE)
         phi = half(load_rows(z + b * z_b + h * z_h, at, T, z_t, d, D, True), map_z, f, WHOLE, PRECISION)
+        scale = 1.0
         if REVERSE:
+            r, scale = weight_of(inverse + sequence() * T, t, T, type, True, NORMALIZE)
             phi *= r[:, None]
         phi = phi.to(type)
+        # one tile after the other: each is in registers until it is in a product
         rows = load_rows(a + b * a_b + h * a_h, at, T, a_t, dv, DV, True)
-        value = load_rows(c + b * c_b + h * c_h, at, T, c_t, dv, DV, True)
-        slope = tl.dot(rows, tl.trans(value), input_precision=PRECISION)
-        m = 0 * r
+        d_phi = add_right(tl.zeros((C, F), tl.float32), rows, state, PRECISION)
         if NORMALIZE:
-            m = tl.load(delta + t, mask=t < T, other=0.0)
-            if REVERSE:
-                slope += over_columns(m, type, PRECISION)
-            else:
-                slope += m[:, None]
-        slope = tl.where((i[:, None] <= i[None, :]) if REVERSE else (i[:, None] >= i[None, :]), slope, 0.0)
-        d_phi = add_left(tl.zeros((C, F), tl.float32), slope, phi, PRECISION)
-        if REVERSE and type == tl.float16:
-            d_phi *= scale
-        d_phi = add_right(d_phi, rows, state, PRECISION)
-        if NORMALIZE:
+            m = tl.load(delta + sequence() * T + t, mask=t < T, other=0.0)
             d_phi = add_beside(d_phi, 0 * m + 1 if REVERSE else m, sums, type, PRECISION)
             sums = add_right(sums, tl.trans(phi), columns(m * scale if REVERSE else 0 * m + 1, 0, 16), PRECISION)
+        value = load_rows(c + b * c_b + h * c_h, at, T, c_t, dv, DV, True)
+        slope = tl.dot(rows, tl.trans(value), input_precision=PRECISION)
+        if NORMALIZE:
+            slope += over_columns(m, type, PRECISION) if REVERSE else m[:, None]
+        slope = tl.where((i[:, None] <= i[None, :]) if REVERSE else (i[:, None] >= i[None, :]), slope, 0.0)
+        if REVERSE and type == tl.float16:
+            slope *= scale
+        d_phi = add_left(d_phi, slope, phi, PRECISION)
         state = add_product(state, tl.trans(value), phi, scale, REVERSE and type == tl.float16, PRECISION)
         head = load_rows(x + b * x_b + h * x_h, at, T, x_t, d, D, True)
         d_map = through_softmax(half(head, map_x, f, WHOLE, PRECISION), d_phi)
         if not REVERSE:
-            d_map *= r[:, None]
+            d_map *= weight_of(inverse + sequence() * T, t, T, type, False, NORMALIZE)[0][:, None]
         d_head = add_left(tl.zeros((C, D), tl.float32), d_map, tl.trans(map_x), PRECISION)
         store_rows(out + which.to(tl.int64) * o_half + b * o_b + h * o_h, t, T, o_t, d, d_head)
-        add_share(partial, tl.trans(head), d_map, step, PRECISION)
+        share = partial + (sequence() * tl.num_programs(0) + tl.program_id(0)) * (D * F)
+        add_share(share, tl.trans(head), d_map, step, PRECISION)
 
 
 def fits(q: torch.Tensor, v: torch.Tensor, w: torch.Tensor) -> bool:
@@ -186,11 +185,18 @@ def fits(q: torch.Tensor, v: torch.Tensor, w: torch.Tensor) -> bool:
 
 
 def tiling(q: torch.Tensor, v: torch.Tensor, w: torch.Tensor) -> dict:
-    """Chunks and warps: with 64 tokens, four warps have each a row of tiles of matrix units."""
-    features = bucket(w.shape[2])
-    sizes = {"C": 64, "num_warps": 4, "num_stages": 1, "maxnreg": 255}
-    sizes |= {"D": bucket(q.shape[3]), "DV": bucket(v.shape[3]), "F": features, "WHOLE": w.shape[2] == features}
-    return sizes | {"PRECISION": precision(q.dtype)}
+    """Four warps have each a row of matrix units' tiles in 64 tokens. In fp16 they would spill, by its scales, and eight
+    have half of each product twice; products in fp32 are three of TF32, whose operands take registers."""
+    single, features = q.dtype == torch.float32, bucket(w.shape[2])
+    widths = {"D": bucket(q.shape[3]), "DV": bucket(v.shape[3]), "F": features, "WHOLE": w.shape[2] == features}
+    # left to itself the assembler aims at fewer registers and spills a few
+    schedule = {"num_warps": 4 if q.dtype == torch.bfloat16 else 8, "num_stages": 1, "maxnreg": 255}
+    return widths | schedule | {"C": 16 if single else 64, "PRECISION": precision(q.dtype)}
+
+
+def width(v: torch.Tensor) -> int:
+    """Columns of y, or of dv, that one program has."""
+    return min(16 if v.dtype == torch.float32 else 64, bucket(v.shape[3]))
 
 
 def cut(q: torch.Tensor, chunk: int) -> tuple[int, int]:
@@ -220,7 +226,7 @@ class Walks:
         self.options["SPANS"] = self.count > 1
 
     def values(self, out, eps: float) -> None:
-        columns = min(64, self.options["DV"])
+        columns = width(out)
         programs = grid(self.count * triton.cdiv(out.shape[3], columns), self.heads, self.batch)
         values_kernel[programs](
             self.x, self.z, self.c, self.w_x, self.w_z, out, self.inverse, self.states, self.beside, eps, *self.sizes,
