@@ -1,8 +1,8 @@
 """Hedgehog attention in Triton: the operators, and which kernels run.
 
-`fused`, without a window and for narrow heads, forms features within the attention. Else `features` writes them, and
-with a window, or up to four times as many tokens as features, `windowed` reads them, block by block; beyond, linear
-attention. With a window a state stands for what is older, so its cost is linear in the tokens too.
+Without a window `fused`, for narrow heads of many or short sequences, and `wide` form features within the attention.
+With a window, or for heads that are wider yet, `features` writes them, and `windowed`, block by block, or linear
+attention reads them.
 """
 
 import torch
@@ -26,8 +26,8 @@ def pairs(
     normalize: bool,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """y, 1 / (eps + the sum of weights) where normalised and the windows' largest exponents where there are windows,
-    else empty. mix (2, H) fp32; window 0: none."""
+    """y, 1 / (eps + the sum of weights) where normalised, else empty, and the windows' largest exponents. mix (2, H),
+    fp32."""
     y, inverse, highest = pair_outputs(q, k, v, phi_q, phi_k, mix, window, normalize, eps)
     windowed.forward(q, k, v, phi_q, phi_k, mix, y, inverse, highest, window, normalize, eps)
     return y, inverse, highest
@@ -35,7 +35,7 @@ def pairs(
 
 @pairs.register_fake
 def pair_outputs(q, k, v, phi_q, phi_k, mix, window, normalize, eps):
-    sizes = (q.shape[:3] if kept else 0 for kept in (normalize, window))
+    sizes = (q.shape[:3] if kept else 0 for kept in (normalize, True))
     return torch.empty_like(v), *(q.new_empty(size, dtype=torch.float32) for size in sizes)
 
 
@@ -54,9 +54,7 @@ def pairs_backward(
     window: int,
     normalize: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    made = torch.empty if window else torch.zeros  # without a window q and k are not looked at
-    dq, dk = (made(t.shape, dtype=t.dtype, device=t.device) for t in (q, k))
-    dv, d_phi_q, d_phi_k = torch.empty_like(v), torch.empty_like(phi_q), torch.empty_like(phi_k)
+    dq, dk, dv, d_phi_q, d_phi_k = (torch.empty_like(t) for t in (q, k, v, phi_q, phi_k))
     d_mix = windowed.backward(
         q, k, v, phi_q, phi_k, mix, y, inverse, highest, dy, dq, dk, dv, d_phi_q, d_phi_k, window, normalize
     )

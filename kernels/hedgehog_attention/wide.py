@@ -185,18 +185,22 @@ def fits(q: torch.Tensor, v: torch.Tensor, w: torch.Tensor) -> bool:
 
 
 def tiling(q: torch.Tensor, v: torch.Tensor, w: torch.Tensor) -> dict:
-    """Four warps have each a row of matrix units' tiles in 64 tokens. In fp16 they would spill, by its scales, and eight
-    have half of each product twice; products in fp32 are three of TF32, whose operands take registers."""
-    single, features = q.dtype == torch.float32, bucket(w.shape[2])
-    widths = {"D": bucket(q.shape[3]), "DV": bucket(v.shape[3]), "F": features, "WHOLE": w.shape[2] == features}
+    """Four warps have each a row of matrix units' tiles in 64 tokens. In fp16 they would spill, by its scales; eight have
+    half of each product twice. Products in fp32 are three of TF32, whose operands take registers: one set of widths."""
+    single = q.dtype == torch.float32
+    widths = {"D": bucket(q.shape[3]), "DV": bucket(v.shape[3]), "F": bucket(w.shape[2])}
+    if single:
+        widths = {"D": 64, "DV": 64, "F": 32}
     # left to itself the assembler aims at fewer registers and spills a few
-    schedule = {"num_warps": 4 if q.dtype == torch.bfloat16 else 8, "num_stages": 1, "maxnreg": 255}
-    return widths | schedule | {"C": 16 if single else 64, "PRECISION": precision(q.dtype)}
+    whole = w.shape[2] == widths["F"]
+    schedule = {"num_warps": 4 if q.dtype == torch.bfloat16 else 8, "num_stages": 2 if single and whole else 1}
+    sizes = {"C": 16 if single else 64, "WHOLE": whole, "PRECISION": precision(q.dtype), "maxnreg": 255}
+    return widths | schedule | sizes
 
 
 def width(v: torch.Tensor) -> int:
     """Columns of y, or of dv, that one program has."""
-    return min(16 if v.dtype == torch.float32 else 64, bucket(v.shape[3]))
+    return 16 if v.dtype == torch.float32 else bucket(v.shape[3], 16, 64)
 
 
 def cut(q: torch.Tensor, chunk: int) -> tuple[int, int]:
