@@ -143,7 +143,7 @@ def columns(m, LOW: tl.constexpr, HIGH: tl.constexpr):
 
 @triton.jit
 def add_spans(acc, place, spans, span, step, REVERSE: tl.constexpr):
-    """acc + what is at a tile of places for the spans before one, with REVERSE after it; they are step elements apart."""
+    """acc + what is at a tile of places for the spans before one, with REVERSE after it, step elements apart."""
     for other in range(span + 1 if REVERSE else 0, spans if REVERSE else span):
         acc += tl.load(place + tl.cast(other, tl.int64) * step)
     return acc
@@ -151,8 +151,8 @@ def add_spans(acc, place, spans, span, step, REVERSE: tl.constexpr):
 
 @triton.jit
 def add_share(partial, a, b, step, PRECISION: tl.constexpr):
-    """Adds a @ b to a program's own part of dW, (D, F), which starts from nothing at step 0. In memory: it is as large as
-    the state, and both at once would spill."""
+    """Adds a @ b to a program's own part of dW, (D, F), which starts from nothing at step 0. In memory: it is as large
+    as the state, and both at once would spill."""
     c, j = tl.arange(0, a.shape[0])[:, None], tl.arange(0, b.shape[1])[None, :]
     place = partial + c * b.shape[1] + j
     total = tl.load(place, mask=c + step > c, other=0.0)

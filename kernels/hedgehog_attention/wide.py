@@ -3,8 +3,8 @@
 As in `fused`, no feature is in memory: tokens of a chunk meet as pairs, those before it through a state that stays in
 registers. Two kernels; with g = dy / (eps + sum of weights) and m = -dy.y / (eps + sum of weights),
 
-    values:  y[t] = sum_{s <= t} (phi_q[t].phi_k[s]) v[s] / (eps + sum)      dv[s] = sum_{t >= s} (phi_q[t].phi_k[s]) g[t]
-    heads:   dphi_q[t] = sum_{s <= t} (g[t].v[s] + m[t]) phi_k[s]      dphi_k[s] = sum_{t >= s} (g[t].v[s] + m[t]) phi_q[t]
+    values:  y[t] = sum_{s <= t} (phi_q[t].phi_k[s]) v[s], normalised     dv[s] = sum_{t >= s} (phi_q[t].phi_k[s]) g[t]
+    heads:   dphi_q[t] = sum_{s <= t} (g[t].v[s] + m[t]) phi_k[s]   dphi_k[s] = sum_{t >= s} (g[t].v[s] + m[t]) phi_q[t]
 
 those on the right backwards (REVERSE). A program of values has some columns of y, as many as its registers hold. The
 gradients of the two halves of phi (`halves`) are apart until they meet in q W: a program of heads has one half, and
@@ -20,8 +20,19 @@ import triton
 import triton.language as tl
 
 from kernels.hedgehog_attention.halves import (
-    add_beside, add_left, add_product, add_right, add_share, add_spans, columns, half, halves, load_map, over_columns,
-    through_softmax, weight_of,
+    add_beside,
+    add_left,
+    add_product,
+    add_right,
+    add_share,
+    add_spans,
+    columns,
+    half,
+    halves,
+    load_map,
+    over_columns,
+    through_softmax,
+    weight_of,
 )  # fmt: skip
 from kernels.linear_attention.sums import strides, sum_gradient
 from kernels.tiles import bucket, grid, load_rows, precision, sequence, store_rows
@@ -36,7 +47,7 @@ def states_kernel(
     REVERSE: tl.constexpr, NORMALIZE: tl.constexpr, WHOLE: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
     DV: tl.constexpr, F: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What a span adds to one half of the state, c^T phi(z): states (B H, spans, 2, DV, F), beside (B H, spans, 2, F)."""
+    """What a span adds to one half of the state, c^T phi(z): (B H, spans, 2, DV, F), and of features, (.., F)."""
     low = tl.program_id(0) // 2 * SPAN
     h, b = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     z, c = z + b * z_b + h * z_h, c + b * c_b + h * c_h
@@ -114,7 +125,7 @@ def values_kernel(
             acc *= r[:, None]
             sums = tl.dot(tl.trans(z_up), columns(0 * r + 1, 0, 8).to(type), sums, input_precision=PRECISION)
             sums = tl.dot(tl.trans(z_down), columns(0 * r + 1, 8, 16).to(type), sums, input_precision=PRECISION)
-        # tokens beyond T are in the last chunk alone: nobody reads the state after it, and with REVERSE they weigh nothing
+        # tokens beyond T are in the last chunk, whose state nobody reads; with REVERSE they weigh nothing
         up = add_product(up, tl.trans(value), z_up, scale, REVERSE and type == tl.float16, PRECISION)
         down = add_product(down, tl.trans(value), z_down, scale, REVERSE and type == tl.float16, PRECISION)
         store_rows(out + b * o_b + h * o_h + column, t, T, o_t, dv - column, acc)
@@ -179,23 +190,24 @@ def heads_kernel(
 
 
 def fits(q: torch.Tensor, v: torch.Tensor, w: torch.Tensor) -> bool:
-    """Whether the state, and what a chunk of heads holds beside it, fit into registers."""
-    heads, features = (64, 32) if q.dtype == torch.float32 else (128, 64)
-    return max(q.shape[3], v.shape[3]) <= heads and w.shape[2] <= features
+    """Whether the state, and what a chunk of heads holds beside it, fit into registers. In fp32, masks of features over
+    16 would not."""
+    heads, features = max(q.shape[3], v.shape[3]), w.shape[2]
+    if q.dtype == torch.float32:
+        return heads <= 64 and (features <= 16 or features == 32)
+    return heads <= 128 and features <= 64
 
 
 def tiling(q: torch.Tensor, v: torch.Tensor, w: torch.Tensor) -> dict:
-    """Four warps have each a row of matrix units' tiles in 64 tokens. In fp16 they would spill, by its scales; eight have
-    half of each product twice. Products in fp32 are three of TF32, whose operands take registers: one set of widths."""
-    single = q.dtype == torch.float32
-    widths = {"D": bucket(q.shape[3]), "DV": bucket(v.shape[3]), "F": bucket(w.shape[2])}
-    if single:
-        widths = {"D": 64, "DV": 64, "F": 32}
+    """Four warps have each a row of matrix units' tiles in 64 tokens. In fp16 they would spill, by its scales; eight
+    have half of each product twice. Products in fp32 are three of TF32, whose operands take registers: small chunks, and
+    heads of one width."""
+    single, features = q.dtype == torch.float32, bucket(w.shape[2])
+    widths = {"D": 64, "DV": 64} if single else {"D": bucket(q.shape[3]), "DV": bucket(v.shape[3])}
     # left to itself the assembler aims at fewer registers and spills a few
-    whole = w.shape[2] == widths["F"]
-    schedule = {"num_warps": 4 if q.dtype == torch.bfloat16 else 8, "num_stages": 2 if single and whole else 1}
-    sizes = {"C": 16 if single else 64, "WHOLE": whole, "PRECISION": precision(q.dtype), "maxnreg": 255}
-    return widths | schedule | sizes
+    schedule = {"num_warps": 4 if q.dtype == torch.bfloat16 else 8, "num_stages": 2 if single else 1, "maxnreg": 255}
+    sizes = {"C": 16 if single else 64, "F": features, "WHOLE": w.shape[2] == features}
+    return widths | schedule | sizes | {"PRECISION": precision(q.dtype)}
 
 
 def width(v: torch.Tensor) -> int:
