@@ -5,6 +5,8 @@ With a window, or for heads that are wider yet, `features` writes them, and `win
 attention reads them.
 """
 
+from typing import Any
+
 import torch
 
 from kernels.hedgehog_attention import fused, wide, windowed
@@ -80,7 +82,7 @@ def differentiate(ctx, dy, *_):
 pairs.register_autograd(differentiate, setup_context=save)
 
 
-def forming(q: torch.Tensor, v: torch.Tensor, w: torch.Tensor):
+def forming(q: torch.Tensor, v: torch.Tensor, w: torch.Tensor) -> Any:  # a module
     """The kernels that form features within the attention of such tensors, or None."""
     return next((module for module in (fused, wide) if module.fits(q, v, w)), None)
 

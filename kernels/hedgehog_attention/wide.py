@@ -199,8 +199,8 @@ def fits(q: torch.Tensor, v: torch.Tensor, w: torch.Tensor) -> bool:
 
 
 def tiling(q: torch.Tensor, v: torch.Tensor, w: torch.Tensor) -> dict:
-    """Four warps have each a row of matrix units' tiles in 64 tokens. In fp16 they would spill, by its scales; eight
-    have half of each product twice. Products in fp32 are three of TF32, whose operands take registers: small chunks, and
+    """Four warps have each a row of matrix units' tiles in 64 tokens. In fp16 they would spill by its scales; eight
+    have half of each product twice. Products in fp32 are three of TF32, whose operands take registers: small chunks,
     heads of one width."""
     single, features = q.dtype == torch.float32, bucket(w.shape[2])
     widths = {"D": 64, "DV": 64} if single else {"D": bucket(q.shape[3]), "DV": bucket(v.shape[3])}
@@ -249,18 +249,19 @@ class Walks:
             *strides(self.x, self.z, self.c, out), BN=columns, **self.options,
         )  # fmt: skip
 
-    def gradients(self, a) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of x, and of W, (H, d, f) in fp32."""
+    def gradients(self, a, dx) -> torch.Tensor:
+        """Writes dx; returns W's, (H, d, f), fp32."""
         x, programs = self.x, (2 * self.count, self.heads, self.batch)
-        out = torch.empty(2, *x.shape, dtype=x.dtype, device=x.device)
+        parts = torch.empty(2, *x.shape, dtype=x.dtype, device=x.device)
         tile = (self.options["D"], self.options["F"])
         partial = x.new_empty(self.batch, self.heads, self.count, 2, *tile, dtype=torch.float32)
         heads_kernel[grid(*programs)](
-            x, self.z, a, self.c, self.w_x, self.w_z, out, self.inverse, self.delta, self.states, self.beside, partial,
-            *self.sizes, *strides(x, self.z, a, self.c), *out.stride()[:4], **self.options,
+            x, self.z, a, self.c, self.w_x, self.w_z, parts, self.inverse, self.delta, self.states, self.beside,
+            partial, *self.sizes, *strides(x, self.z, a, self.c), *parts.stride()[:4], **self.options,
         )  # fmt: skip
         up, down = partial[:, :, :, :, : x.shape[3], : self.w_x.shape[2]].sum((0, 2)).unbind(1)
-        return out[0] + out[1], up - down
+        torch.add(parts[0], parts[1], out=dx)
+        return up - down
 
 
 def forward(q, k, v, w_q, w_k, y, inverse, normalize: bool, eps: float) -> None:
@@ -270,10 +271,7 @@ def forward(q, k, v, w_q, w_k, y, inverse, normalize: bool, eps: float) -> None:
 def backward(q, k, v, w_q, w_k, y, inverse, dy, dq, dk, dv, normalize: bool) -> torch.Tensor:
     """Writes dq, dk, dv; returns dW of queries and keys, (2, H, d, f), fp32."""
     delta = sum_gradient(dy, y, normalize)
-    found, dw_q = Walks(q, k, v, w_q, w_k, inverse, delta, False, normalize).gradients(dy)
-    dq.copy_(found)
+    dw_q = Walks(q, k, v, w_q, w_k, inverse, delta, False, normalize).gradients(dy, dq)
     walks = Walks(k, q, dy, w_k, w_q, inverse, delta, True, normalize)
     walks.values(dv, 0.0)
-    found, dw_k = walks.gradients(v)
-    dk.copy_(found)
-    return torch.stack([dw_q, dw_k])
+    return torch.stack([dw_q, walks.gradients(v, dk)])
