@@ -1,13 +1,15 @@
 """Hedgehog attention in Triton: the operators, and which kernels run.
 
-`fused`, without a window and for narrow heads, forms features within the attention. Else `features` writes them, and
-with a window, or up to four times as many tokens as features, `windowed` reads them, block by block; beyond, linear
-attention. With a window a state stands for what is older, so its cost is linear in the tokens too.
+Without a window `fused`, for narrow heads of many or short sequences, and `wide` form features within the attention.
+With a window, or for heads that are wider yet, `features` writes them, and `windowed`, block by block, or linear
+attention reads them.
 """
+
+from typing import Any
 
 import torch
 
-from kernels.hedgehog_attention import fused, windowed
+from kernels.hedgehog_attention import fused, wide, windowed
 from kernels.hedgehog_attention.features import features
 from kernels.linear_attention import triton as linear
 from kernels.linear_attention.triton import unit_stride
@@ -26,8 +28,8 @@ def pairs(
     normalize: bool,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """y, 1 / (eps + the sum of weights) where normalised and the windows' largest exponents where there are windows,
-    else empty. mix (2, H) fp32; window 0: none."""
+    """y, 1 / (eps + the sum of weights) where normalised, else empty, and the windows' largest exponents. mix (2, H),
+    fp32."""
     y, inverse, highest = pair_outputs(q, k, v, phi_q, phi_k, mix, window, normalize, eps)
     windowed.forward(q, k, v, phi_q, phi_k, mix, y, inverse, highest, window, normalize, eps)
     return y, inverse, highest
@@ -35,7 +37,7 @@ def pairs(
 
 @pairs.register_fake
 def pair_outputs(q, k, v, phi_q, phi_k, mix, window, normalize, eps):
-    sizes = (q.shape[:3] if kept else 0 for kept in (normalize, window))
+    sizes = (q.shape[:3] if kept else 0 for kept in (normalize, True))
     return torch.empty_like(v), *(q.new_empty(size, dtype=torch.float32) for size in sizes)
 
 
@@ -54,9 +56,7 @@ def pairs_backward(
     window: int,
     normalize: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    made = torch.empty if window else torch.zeros  # without a window q and k are not looked at
-    dq, dk = (made(t.shape, dtype=t.dtype, device=t.device) for t in (q, k))
-    dv, d_phi_q, d_phi_k = torch.empty_like(v), torch.empty_like(phi_q), torch.empty_like(phi_k)
+    dq, dk, dv, d_phi_q, d_phi_k = (torch.empty_like(t) for t in (q, k, v, phi_q, phi_k))
     d_mix = windowed.backward(
         q, k, v, phi_q, phi_k, mix, y, inverse, highest, dy, dq, dk, dv, d_phi_q, d_phi_k, window, normalize
     )
@@ -82,13 +82,18 @@ def differentiate(ctx, dy, *_):
 pairs.register_autograd(differentiate, setup_context=save)
 
 
+def forming(q: torch.Tensor, v: torch.Tensor, w: torch.Tensor) -> Any:  # a module
+    """The kernels that form features within the attention of such tensors, or None."""
+    return next((module for module in (fused, wide) if module.fits(q, v, w)), None)
+
+
 @operator("mad::hedgehog_attention")
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, w_q: torch.Tensor, w_k: torch.Tensor, normalize: bool, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y, and where normalised 1 / (eps + the sum of weights) in fp32, else empty. No feature in memory."""
     y, inverse = outputs(q, k, v, w_q, w_k, normalize, eps)
-    fused.forward(q, k, v, w_q, w_k, y, inverse, normalize, eps)
+    forming(q, v, w_q).forward(q, k, v, w_q, w_k, y, inverse, normalize, eps)
     return y, inverse
 
 
@@ -104,7 +109,7 @@ def gradients(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """dq, dk, dv, and those of w_q and w_k together, (2, H, d, f), in fp32."""
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    return dq, dk, dv, fused.backward(q, k, v, w_q, w_k, y, inverse, dy, dq, dk, dv, normalize)
+    return dq, dk, dv, forming(q, v, w_q).backward(q, k, v, w_q, w_k, y, inverse, dy, dq, dk, dv, normalize)
 
 
 @gradients.register_fake
@@ -130,14 +135,22 @@ attend.register_autograd(backward, setup_context=keep)
 
 def hedgehog_attention(q, k, v, w_q, w_k, *, window, mix, normalize: bool, eps: float) -> torch.Tensor:
     """See kernels.hedgehog_attention."""
-    if window is None and fused.fits(q, v, w_q):
-        q, k, v = (unit_stride(t.to(v.dtype)) for t in (q, k, v))
-        return attend(q, k, v, w_q.contiguous(), w_k.contiguous(), normalize, eps)[0]
+    if window is None and forming(q, v, w_q):
+        tensors = [unit_stride(t.to(v.dtype)) for t in (q, k, v)] + [w_q.contiguous(), w_k.contiguous()]
+        if forming(q, v, w_q) is wide:
+            tensors = [padded(t, -2 if t.dim() == 3 else -1) for t in tensors]
+        return attend(*tensors, normalize, eps)[0][..., : v.shape[3]]
     q, k, v = (t.to(v.dtype).contiguous() for t in (q, k, v))
     phi_q, phi_k = (features(x, w.to(x.dtype).contiguous()) for x, w in ((q, w_q), (k, w_k)))
-    if window is None and q.shape[2] > 4 * phi_q.shape[3]:
+    if window is None:
         return linear.linear_attention(
             phi_q, phi_k, v, decay=None, normalize=normalize, eps=eps, initial_state=None, return_state=False
         )
     weights = q.new_ones(2, q.shape[1], dtype=torch.float32) if mix is None else torch.stack([m.float() for m in mix])
-    return pairs(q, k, v, phi_q, phi_k, weights, min(window or 0, q.shape[2]), normalize, eps)[0]
+    return pairs(q, k, v, phi_q, phi_k, weights, min(window, q.shape[2]), normalize, eps)[0]
+
+
+def padded(t: torch.Tensor, dim: int) -> torch.Tensor:
+    """Heads' width with zeros up to a multiple of 16, for rows that can be read in words of 16 bytes."""
+    missing = -t.shape[dim] % 16
+    return torch.nn.functional.pad(t, (0, 0) * (-1 - dim) + (0, missing)) if missing else t

@@ -47,8 +47,10 @@ EXAMPLES = [
     ((1, 1, 1, 16, 16, 16), {}),
     ((2, 2, 50, 16, 24, 10), {"normalize": False}),
     ((1, 1, 70, 24, 16, 16), {}),
-    ((1, 1, 140, 16, 16, 8), {}),  # with features in memory: beyond four times as many tokens, so with a state
-    ((1, 2, 40, 100, 16, 16), {}),  # too wide for features to be formed within the attention
+    ((1, 1, 140, 16, 16, 8), {}),
+    ((1, 2, 63, 40, 24, 12), {}),  # wider than the narrow kernels take
+    ((2, 1, 127, 24, 100, 48), {"normalize": False}),
+    ((1, 1, 30, 160, 16, 16), {}),  # too wide for features to be formed within the attention
     ((1, 1, 1, 16, 16, 16), {"window": 1}),
     ((1, 2, 50, 100, 16, 16), {"window": 5}),
     ((1, 1, 140, 16, 24, 16, True), {"window": 5}),
@@ -84,19 +86,51 @@ def test_a_window_off_by_one_is_seen(where):
 
 
 @pytest.mark.parametrize("shape, options", [EXAMPLES[i] for i in (0, 1, 3)])
-def test_so_do_features_in_memory(where, shape, options, monkeypatch):
-    from kernels.hedgehog_attention import fused
+@pytest.mark.parametrize("kernels", ["wide", "in memory"])
+def test_so_do_the_other_kernels(where, kernels, shape, options, monkeypatch):
+    from kernels.hedgehog_attention import fused, wide
 
     monkeypatch.setattr(fused, "fits", lambda *args: False)
+    if kernels == "in memory":
+        monkeypatch.setattr(wide, "fits", lambda *args: False)
     verify(call, oracle, example(*shape), wide=WIDE, **options, **where)
 
 
-@pytest.mark.parametrize("narrow", [True, False], ids=["fused", "in memory"])
-def test_shares_of_a_batch_are_added(where, narrow, monkeypatch):
-    """Three sequences to two shares, two and one; of three chunks each, the last with a rest."""
-    from kernels.hedgehog_attention import features, fused
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("programs, count", [(3, 3), (4, 4)], ids=["3 spans", "4 spans"])
+def test_spans_start_from_those_before(where, programs, count, normalize, monkeypatch):
+    """Of 200 tokens: four chunks of 64 or, in fp32, 13 of 16, the last with a rest; so the spans are not alike."""
+    from kernels.hedgehog_attention import fused, wide
 
-    monkeypatch.setattr(fused, "fits", lambda *args: narrow)
+    monkeypatch.setattr(fused, "fits", lambda *args: False)
+    monkeypatch.setattr(wide, "LEAST", 1)
+    monkeypatch.setattr(wide, "PROGRAMS", programs)
+    given = example(1, 1, 200, 24, 72 if where["dtype"] != torch.float32 else 24, 12)
+    if where["dtype"] == torch.float32:
+        assert wide.cut(given["q"], 16)[0] == count
+    verify(call, oracle, given, wide=WIDE, normalize=normalize, **where)
+
+
+def test_rows_that_lie_apart(where):
+    """Heads within rows of all heads, as projections leave them, and a y whose gradient lies so too."""
+
+    def transposed(function):
+        def run(q, k, v, w_q, w_k, **options):
+            q, k, v = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (q, k, v))
+            return function(q, k, v, w_q, w_k, **options).transpose(1, 2).contiguous()
+
+        return run
+
+    verify(transposed(call), transposed(oracle), example(2, 2, 40, 48, 32, 16), wide=WIDE, **where)
+
+
+@pytest.mark.parametrize("kernels", ["fused", "wide", "in memory"])
+def test_sequences_of_a_batch_are_added(where, kernels, monkeypatch):
+    """Three, in the narrow kernels to two shares, two and one; of three chunks each, the last with a rest."""
+    from kernels.hedgehog_attention import features, fused, wide
+
+    monkeypatch.setattr(fused, "fits", lambda *args: kernels == "fused")
+    monkeypatch.setattr(wide, "fits", lambda *args: kernels == "wide")
     monkeypatch.setattr(fused, "shares", lambda *args: 2)
     monkeypatch.setattr(features, "PROGRAMS", 4)
     verify(call, oracle, example(3, 2, 40, 16, 16, 10), wide=WIDE, **where)
@@ -109,8 +143,9 @@ def test_reference_is_exact(shape, options):
 
 
 def test_no_tokens():
-    q, w = torch.randn(1, 2, 0, 8), torch.randn(2, 8, 4)
-    assert hedgehog_attention(q, q, q, w, w, window=4).shape == q.shape
+    q, w = torch.randn(1, 2, 0, 48, device=HERE), torch.randn(2, 48, 4, device=HERE)
+    for window in (None, 4):
+        assert hedgehog_attention(q, q, q, w, w, window=window, backend="triton").shape == q.shape
 
 
 def test_are_well_formed_operators():
