@@ -38,9 +38,9 @@ def hedgehog_attention(
 
     Returns:
         (B, H, T, dv), of v's type; softmaxes and sums in fp32, or in fp64 where v is fp64. Triton's cost a token: a
-        state of 2 f dv, with a window also (window + 64) (2 f + d + dv). Without a window no feature reaches memory up
-        to heads of 128 and f = 64, in fp32 heads of 64 and f = 16, or 32; few long sequences form features once more.
-        The reference's window costs T (2 f + d + dv).
+        state of 2 f dv, with a window also (window + 64) (2 f + d + dv). Without a window and up to 8 f tokens, heads
+        too wide for fused features, or few long sequences, cost T (2 f + dv). The reference's window costs
+        T (2 f + d + dv).
 
     Raises:
         ValueError: shapes that do not fit together, a mix without a window, or an unknown backend.

@@ -50,4 +50,5 @@ def load_beside(beside, f, F: tl.constexpr):
 
 def beyond(a, b, inverse, delta, window: int, normalize: bool, reverse: bool):
     """What each chunk finds, (B H, chunks, 2 f, dv), and the vectors beside; None where no token is beyond a window."""
-    return scan(a, b, None, inverse, delta, None, None, normalize, reverse) if window < a.shape[2] else None
+    older = 0 < window < a.shape[2]
+    return scan(a, b, None, inverse, delta, None, None, normalize, reverse) if older else None

@@ -1,8 +1,9 @@
 """Hedgehog attention in Triton: the operators, and which kernels run.
 
 Without a window `fused`, for narrow heads of many or short sequences, and `wide` form features within the attention.
-With a window, or for heads that are wider yet, `features` writes them, and `windowed`, block by block, or linear
-attention reads them.
+Else `features` writes them, and with a window, or up to four times as many tokens as features, `windowed` reads them,
+block by block; beyond, linear attention. With a window a state stands for what is older, so its cost is linear in the
+tokens too.
 """
 
 from typing import Any
@@ -28,8 +29,8 @@ def pairs(
     normalize: bool,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """y, 1 / (eps + the sum of weights) where normalised, else empty, and the windows' largest exponents. mix (2, H),
-    fp32."""
+    """y, 1 / (eps + the sum of weights) where normalised and the windows' largest exponents where there are windows,
+    else empty. mix (2, H) fp32; window 0: none."""
     y, inverse, highest = pair_outputs(q, k, v, phi_q, phi_k, mix, window, normalize, eps)
     windowed.forward(q, k, v, phi_q, phi_k, mix, y, inverse, highest, window, normalize, eps)
     return y, inverse, highest
@@ -37,7 +38,7 @@ def pairs(
 
 @pairs.register_fake
 def pair_outputs(q, k, v, phi_q, phi_k, mix, window, normalize, eps):
-    sizes = (q.shape[:3] if kept else 0 for kept in (normalize, True))
+    sizes = (q.shape[:3] if kept else 0 for kept in (normalize, window))
     return torch.empty_like(v), *(q.new_empty(size, dtype=torch.float32) for size in sizes)
 
 
@@ -56,7 +57,9 @@ def pairs_backward(
     window: int,
     normalize: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    dq, dk, dv, d_phi_q, d_phi_k = (torch.empty_like(t) for t in (q, k, v, phi_q, phi_k))
+    made = torch.empty if window else torch.zeros  # without a window q and k are not looked at
+    dq, dk = (made(t.shape, dtype=t.dtype, device=t.device) for t in (q, k))
+    dv, d_phi_q, d_phi_k = torch.empty_like(v), torch.empty_like(phi_q), torch.empty_like(phi_k)
     d_mix = windowed.backward(
         q, k, v, phi_q, phi_k, mix, y, inverse, highest, dy, dq, dk, dv, d_phi_q, d_phi_k, window, normalize
     )
@@ -142,12 +145,12 @@ def hedgehog_attention(q, k, v, w_q, w_k, *, window, mix, normalize: bool, eps: 
         return attend(*tensors, normalize, eps)[0][..., : v.shape[3]]
     q, k, v = (t.to(v.dtype).contiguous() for t in (q, k, v))
     phi_q, phi_k = (features(x, w.to(x.dtype).contiguous()) for x, w in ((q, w_q), (k, w_k)))
-    if window is None:
+    if window is None and q.shape[2] > 4 * phi_q.shape[3]:
         return linear.linear_attention(
             phi_q, phi_k, v, decay=None, normalize=normalize, eps=eps, initial_state=None, return_state=False
         )
     weights = q.new_ones(2, q.shape[1], dtype=torch.float32) if mix is None else torch.stack([m.float() for m in mix])
-    return pairs(q, k, v, phi_q, phi_k, weights, min(window, q.shape[2]), normalize, eps)[0]
+    return pairs(q, k, v, phi_q, phi_k, weights, min(window or 0, q.shape[2]), normalize, eps)[0]
 
 
 def padded(t: torch.Tensor, dim: int) -> torch.Tensor:

@@ -37,6 +37,7 @@ from kernels.hedgehog_attention.halves import (
 from kernels.linear_attention.sums import strides, sum_gradient
 from kernels.tiles import bucket, grid, load_rows, precision, sequence, store_rows
 
+ON_CARDS = False  # not on a GPU before one has shown that they are right: Triton 3.6's code of 64 rows was not always
 PROGRAMS = 264  # two for each SM of an H100: with fewer, sequences are cut
 LEAST = 8  # chunks a span
 
@@ -193,6 +194,8 @@ def fits(q: torch.Tensor, v: torch.Tensor, w: torch.Tensor) -> bool:
     """Whether the state, and what a chunk of heads holds beside it, fit into registers. In fp32, masks of features over
     16 would not."""
     heads, features = max(q.shape[3], v.shape[3]), w.shape[2]
+    if q.is_cuda and not ON_CARDS:
+        return False
     if q.dtype == torch.float32:
         return heads <= 64 and (features <= 16 or features == 32)
     return heads <= 128 and features <= 64

@@ -91,6 +91,7 @@ def test_so_do_the_other_kernels(where, kernels, shape, options, monkeypatch):
     from kernels.hedgehog_attention import fused, wide
 
     monkeypatch.setattr(fused, "fits", lambda *args: False)
+    monkeypatch.setattr(wide, "ON_CARDS", True)
     if kernels == "in memory":
         monkeypatch.setattr(wide, "fits", lambda *args: False)
     verify(call, oracle, example(*shape), wide=WIDE, **options, **where)
@@ -103,6 +104,7 @@ def test_spans_start_from_those_before(where, programs, count, normalize, monkey
     from kernels.hedgehog_attention import fused, wide
 
     monkeypatch.setattr(fused, "fits", lambda *args: False)
+    monkeypatch.setattr(wide, "ON_CARDS", True)
     monkeypatch.setattr(wide, "LEAST", 1)
     monkeypatch.setattr(wide, "PROGRAMS", programs)
     given = example(1, 1, 200, 24, 72 if where["dtype"] != torch.float32 else 24, 12)
