@@ -53,7 +53,7 @@ class Train:
 
     epochs: int = 200
     steps: int | None = None  # in place of epochs; at most one of steps, tokens, budget_flops
-    tokens: int | None = None  # to train on, rounded to whole steps
+    tokens: int | float | None = None  # to train on, a whole number, as 1e9; rounded to whole steps
     budget_flops: float | None = None  # of training: 3 times the forward FLOPs of every sequence
     batch_size: int = 128
     eval_every: int | None = None  # steps; None: once an epoch
@@ -186,7 +186,11 @@ def _coerce(key: str, value: Any, kind: Any) -> Any:
             raise ValueError(f"{key} must be a number, got {value!r}") from None
         if math.isnan(number):
             raise ValueError(f"{key} must be a number, got {value!r}")
-        return number
+        if int not in kinds:
+            return number
+        if not number.is_integer():
+            raise ValueError(f"{key} must be a whole number, got {value!r}")
+        return value if isinstance(value, int) else int(number)
     plain = [k for k in kinds if k in (int, str, bool)]
     if plain and not any(type(value) is k for k in plain):
         raise ValueError(f"{key} must be {' or '.join(k.__name__ for k in plain)}, got {value!r}")

@@ -62,6 +62,11 @@ def test_a_budget_is_met_within_five_per_cent(text):
         training.prepare(text(budget_flops=0.01 * step))
 
 
+def test_tokens_may_be_written_with_an_exponent(text):
+    ids = {training.prepare(text(tokens=tokens)).id for tokens in (1000, 1e3, "1e3")}
+    assert len(ids) == 1 and type(training.prepare(text(tokens=1e3)).train.tokens) is int
+
+
 def test_what_is_said_of_text(text):
     record = training.train(text(steps=4, eval_every=2))
     metrics = record.metrics
@@ -90,6 +95,8 @@ def test_a_text_that_is_easy_is_trained_to_the_end(text, tmp_path):
         ({"steps": 3, "tokens": 100}, "train.steps=3 and train.tokens=100 are given"),
         ({"tokens": 100, "budget_flops": 1e9}, "train.tokens=100 and train.budget_flops=1000000000.0"),
         ({"tokens": 0}, "train.tokens must be at least 1"),
+        ({"tokens": 1e3 + 0.5}, "train.tokens must be a whole number, got 1000.5"),
+        ({"tokens": float("inf")}, "train.tokens must be a whole number, got inf"),
         ({"budget_flops": 0}, "train.budget_flops must be above 0"),
         ({"budget_flops": math.inf}, "train.budget_flops must be above 0 and finite"),
     ],
