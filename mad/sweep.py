@@ -55,8 +55,8 @@ Point = tuple[dict[str, Any], list[str]]  # a configuration, and the overrides t
 
 
 def main() -> None:
-    """The command: exit status 0, 1 where runs failed, 2 for a mistake in the command, 130 after Ctrl-C,
-    141 where nobody reads what it prints."""
+    """The command: exit status 0, 1 where runs failed, 2 for a mistake in the command, 130 after Ctrl-C
+    or SIGTERM, 141 where nobody reads what it prints."""
     try:
         _hand_to_hydra(sys.argv[1:])
     except KeyboardInterrupt:  # before the first run, or after the last
@@ -311,4 +311,5 @@ def _refuse(error: Exception) -> None:
 if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as nohup would have it
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how a scheduler or a machine that shuts down says it
     main()

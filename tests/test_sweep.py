@@ -482,7 +482,8 @@ def test_ctrl_c_while_it_starts_ends_in_one_line():
     assert "Traceback" not in errors
 
 
-def test_ctrl_c_keeps_what_had_finished_and_the_next_call_goes_on(tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_keeps_what_had_finished_and_the_next_call_goes_on(tmp_path, sent):
     given = [*TINY, "seed=range(12)", "train.steps=60", f"results_dir={tmp_path}/mine", "engine.workers=1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "mad.sweep", *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -492,7 +493,7 @@ def test_ctrl_c_keeps_what_had_finished_and_the_next_call_goes_on(tmp_path):
     while len(list(runs.glob("*.json"))) < 2:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on from there" in errors
     kept = len(list(runs.glob("*.json")))
