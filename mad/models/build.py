@@ -157,8 +157,8 @@ def build(
         init: of linear maps: "own", as each layer draws them; "normal", each nn.Linear and experts N(0, 0.02) with zero
             biases, as the MAD protocol's published code until 2025; "gpt2", the same, but those that end a branch of
             the stack smaller by the square root of the number of branches (Radford et al. 2019), as Zoology's code.
-        own_filters: those within the filter of a long convolution as it draws them, whatever `init`: three N(0, 0.02)
-            one after the other leave an implicit filter taps of 1e-6.
+        own_filters: those within the filter of a long convolution as it draws them, whatever `init`: four N(0, 0.02)
+            one after the other leave an implicit filter taps of 1e-7.
 
     Raises:
         ValueError: an unknown head, norm, init, layer or option, or sizes that do not fit, be it into memory.
