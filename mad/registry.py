@@ -25,6 +25,12 @@ def unknown(noun: str, name: Any, choices: Iterable[str]) -> ValueError:
     )
 
 
+def check_switch(name: str, value: Any) -> None:
+    """Raise for what is neither True nor False: "no" would count as true."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {value!r}")
+
+
 class Registry:
     """Names -> classes, with tags to select by (`kind="sequence"`)."""
 
@@ -102,6 +108,6 @@ class Registry:
         for option, value in options.items():
             if option not in known:
                 raise unknown(f"option of {self.noun} {name!r}:", option, known)
-            if isinstance(known[option], bool) and not isinstance(value, bool):  # "no" would count as true
-                raise ValueError(f"{self.noun} {name!r}: {option} must be true or false, got {value!r}")
+            if isinstance(known[option], bool):
+                check_switch(f"{self.noun} {name!r}: {option}", value)
         return cls(*args, **options)

@@ -138,9 +138,10 @@ attend.register_autograd(backward, setup_context=keep)
 
 def hedgehog_attention(q, k, v, w_q, w_k, *, window, mix, normalize: bool, eps: float) -> torch.Tensor:
     """See kernels.hedgehog_attention."""
-    if window is None and forming(q, v, w_q):
+    kernels = forming(q, v, w_q) if window is None else None
+    if kernels is not None:
         tensors = [unit_stride(t.to(v.dtype)) for t in (q, k, v)] + [w_q.contiguous(), w_k.contiguous()]
-        if forming(q, v, w_q) is wide:
+        if kernels is wide:
             tensors = [padded(t, -2 if t.dim() == 3 else -1) for t in tensors]
         return attend(*tensors, normalize, eps)[0][..., : v.shape[3]]
     q, k, v = (t.to(v.dtype).contiguous() for t in (q, k, v))

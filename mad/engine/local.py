@@ -124,26 +124,28 @@ def _context() -> Any:
 
 
 @contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """Without an ear for Ctrl-C, which a process begun inside inherits: the server imports for seconds before it turns
-    its own away."""
+def _hearing(handler: Any) -> Iterator[None]:
+    """Inside, Ctrl-C goes to `handler`; in a thread that it does not reach, nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
 
 
+def _deaf() -> contextlib.AbstractContextManager[None]:
+    """Without an ear for Ctrl-C, which a process begun inside inherits: the server imports for seconds before it turns
+    its own away."""
+    return _hearing(signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def _whole() -> Iterator[None]:
     """A process that starts inside has started at the end, or never will: one whose start Ctrl-C cut off, as it waited
     for all that the server imports, would be nobody's, and be heard of by a traceback once it did begin."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     came = []
 
     def end_the_server(*_: object) -> None:
@@ -153,14 +155,12 @@ def _whole() -> Iterator[None]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(server, signal.SIGKILL)
 
-    before = signal.signal(signal.SIGINT, end_the_server)
     try:
-        yield
+        with _hearing(end_the_server):
+            yield
     except Exception:
         if not came:
             raise
-    finally:
-        signal.signal(signal.SIGINT, before)
     if came:
         signal.raise_signal(signal.SIGINT)
 

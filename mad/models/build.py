@@ -12,7 +12,7 @@ from layers.base import Layer, positive
 from mad.memory import enough_for
 from mad.models.positions import at_positions
 from mad.models.stack import Stack, new_norm
-from mad.registry import unknown
+from mad.registry import check_switch, unknown
 
 INITS = ("own", "normal", "gpt2")
 OUTPUT_MAPS = ("out", "down")  # what layers call the map at their end
@@ -164,10 +164,10 @@ def build(
         ValueError: an unknown head, norm, init, layer or option, or sizes that do not fit, be it into memory.
     """
     positive(dim=dim, vocab_size=vocab_size, max_length=max_length)
-    switches = {"tied_embeddings": tied_embeddings, "positions": positions, "head_bias": head_bias}
-    for name, value in (switches | {"own_filters": own_filters}).items():
-        if not isinstance(value, bool):  # "no" would count as true
-            raise ValueError(f"{name} must be true or false, got {value!r}")
+    check_switch("tied_embeddings", tied_embeddings)
+    check_switch("positions", positions)
+    check_switch("head_bias", head_bias)
+    check_switch("own_filters", own_filters)
     if head not in HEADS:
         raise unknown("head", head, HEADS)
     if init not in INITS:
