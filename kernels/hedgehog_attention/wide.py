@@ -1,7 +1,8 @@
 """Hedgehog without a window, heads up to 128 and 64 features a side: a program walks over a span of a sequence.
 
 As in `fused`, no feature is in memory: tokens of a chunk meet as pairs, those before it through a state that stays in
-registers. Two kernels; with g = dy / (eps + sum of weights) and m = -dy.y / (eps + sum of weights),
+registers. The sums of weights come first, then two kernels; with g = dy / (eps + sum of weights) and m = -dy.y / (eps +
+sum of weights),
 
     values:  y[t] = sum_{s <= t} (phi_q[t].phi_k[s]) v[s], normalised     dv[s] = sum_{t >= s} (phi_q[t].phi_k[s]) g[t]
     heads:   dphi_q[t] = sum_{s <= t} (g[t].v[s] + m[t]) phi_k[s]   dphi_k[s] = sum_{t >= s} (g[t].v[s] + m[t]) phi_q[t]
@@ -21,9 +22,6 @@ import triton.language as tl
 
 from kernels.hedgehog_attention.halves import (
     add_beside,
-    add_left,
-    add_product,
-    add_right,
     add_share,
     add_spans,
     columns,
@@ -37,7 +35,6 @@ from kernels.hedgehog_attention.halves import (
 from kernels.linear_attention.sums import strides, sum_gradient
 from kernels.tiles import bucket, grid, load_rows, precision, sequence, store_rows
 
-ON_CARDS = False  # not on a GPU before one has shown that they are right: Triton 3.6's code of 64 rows was not always
 PROGRAMS = 264  # two for each SM of an H100: with fewer, sequences are cut
 LEAST = 8  # chunks a span
 
@@ -55,28 +52,63 @@ def states_kernel(
     inverse, delta = inverse + sequence() * T, delta + sequence() * T
     type: tl.constexpr = z.dtype.element_ty
     map_z = load_map(w, h, d, f, 1.0 - 2.0 * (tl.program_id(0) % 2), D, F, type)
-    state, sums = tl.zeros((DV, F), tl.float32), tl.zeros((F, 16), tl.float32)
+    state, sums = tl.zeros((DV, F), tl.float32), tl.zeros((F,), tl.float32)
     for step in tl.range(0, tl.cdiv(tl.minimum(T - low, SPAN), C), disable_licm=True):
         t = low + step * C + tl.arange(0, C)
         at = tl.minimum(t, T - 1)
         phi = half(load_rows(z, at, T, z_t, d, D, True), map_z, f, WHOLE, PRECISION)
-        r, scale = weight_of(inverse, t, T, type, REVERSE, NORMALIZE)
         if REVERSE:
-            phi *= r[:, None]
+            phi *= weight_of(inverse, t, T, NORMALIZE)[:, None]
+        phi = phi.to(type)
         if NORMALIZE:
-            m = scale * tl.load(delta + t, mask=t < T, other=0.0) if REVERSE else tl.full((C,), 1.0, tl.float32)
-            sums = add_right(sums, tl.trans(phi.to(type)), columns(m, 0, 16), PRECISION)
+            m = tl.load(delta + t, mask=t < T, other=0.0) if REVERSE else tl.full((C,), 1.0, tl.float32)
+            sums += tl.sum(phi.to(tl.float32) * m[:, None], 0)
         value = load_rows(c, at, T, c_t, dv, DV, True)
-        state = add_product(state, tl.trans(value), phi.to(type), scale, REVERSE and type == tl.float16, PRECISION)
+        state = tl.dot(tl.trans(value), phi, state, input_precision=PRECISION)
     row = sequence() * tl.num_programs(0) + tl.program_id(0)
     j = tl.arange(0, F)
     tl.store(states + row * (DV * F) + tl.arange(0, DV)[:, None] * F + j[None, :], state)
-    tl.store(beside + row * F + j, tl.sum(sums, 1) * (1 / 16))
+    tl.store(beside + row * F + j, sums)
+
+
+@triton.jit
+def weights_kernel(
+    x, z, w_x, w_z, inverse, beside, eps, T, SPAN, d, f, x_b, x_h, x_t, z_b, z_h, z_t,
+    SPANS: tl.constexpr, WHOLE: tl.constexpr, C: tl.constexpr, D: tl.constexpr, F: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """1 / (eps + sum of weights) of each query."""
+    spans, span = tl.num_programs(0), tl.program_id(0)
+    h, b = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    type: tl.constexpr = x.dtype.element_ty
+    map_x, map_z = load_map(w_x, h, d, f, 1.0, D, F, type), load_map(w_z, h, d, f, 1.0, D, F, type)
+    i = tl.arange(0, C)
+    up, down = tl.zeros((F,), tl.float32), tl.zeros((F,), tl.float32)
+    if SPANS:
+        beside += sequence() * spans * (2 * F) + tl.arange(0, F)
+        up = add_spans(up, beside, spans, span, 2 * F, False)
+        down = add_spans(down, beside + F, spans, span, 2 * F, False)
+    for step in tl.range(0, tl.cdiv(tl.minimum(T - span * SPAN, SPAN), C), disable_licm=True):
+        t = span * SPAN + step * C + i
+        at = tl.minimum(t, T - 1)
+        z_up, z_down = halves(
+            load_rows(z + b * z_b + h * z_h, at, T, z_t, d, D, True), map_z, i, f, WHOLE, False, PRECISION
+        )
+        x_up, x_down = halves(
+            load_rows(x + b * x_b + h * x_h, at, T, x_t, d, D, True), map_x, i, f, WHOLE, False, PRECISION
+        )
+        p = tl.dot(x_up, tl.trans(z_up), input_precision=PRECISION)
+        p = tl.dot(x_down, tl.trans(z_down), p, input_precision=PRECISION)
+        total = tl.sum(tl.where(i[:, None] >= i[None, :], p, 0.0), 1)
+        total += tl.sum(x_up.to(tl.float32) * up[None, :] + x_down.to(tl.float32) * down[None, :], 1)
+        tl.store(inverse + sequence() * T + t, 1 / (total + eps), mask=t < T)
+        up += tl.sum(z_up.to(tl.float32), 0)
+        down += tl.sum(z_down.to(tl.float32), 0)
 
 
 @triton.jit
 def values_kernel(
-    x, z, c, w_x, w_z, out, inverse, states, beside, eps, T, SPAN, d, dv, f,
+    x, z, c, w_x, w_z, out, inverse, states, T, SPAN, d, dv, f,
     x_b, x_h, x_t, z_b, z_h, z_t, c_b, c_h, c_t, o_b, o_h, o_t,
     SPANS: tl.constexpr, REVERSE: tl.constexpr, NORMALIZE: tl.constexpr, WHOLE: tl.constexpr, C: tl.constexpr,
     D: tl.constexpr, DV: tl.constexpr, BN: tl.constexpr, F: tl.constexpr, PRECISION: tl.constexpr,
@@ -88,21 +120,17 @@ def values_kernel(
     type: tl.constexpr = x.dtype.element_ty
     map_x, map_z = load_map(w_x, h, d, f, 1.0, D, F, type), load_map(w_z, h, d, f, 1.0, D, F, type)
     i = tl.arange(0, C)
-    up, down, sums = tl.zeros((BN, F), tl.float32), tl.zeros((BN, F), tl.float32), tl.zeros((F, 16), tl.float32)
-    e = tl.arange(0, 16)[None, :]
+    up, down = tl.zeros((BN, F), tl.float32), tl.zeros((BN, F), tl.float32)
     if SPANS:
         j, n = tl.arange(0, F), tl.arange(0, BN)[:, None]
         states += sequence() * spans * (2 * DV * F) + (column + n) * F + j[None, :]
         up = add_spans(up, states, spans, span, 2 * DV * F, REVERSE)
         down = add_spans(down, states + DV * F, spans, span, 2 * DV * F, REVERSE)
-        sums = add_spans(
-            sums, beside + sequence() * spans * (2 * F) + e // 8 * F + j[:, None], spans, span, 2 * F, REVERSE
-        )
     chunks = tl.cdiv(tl.minimum(T - low, SPAN), C)
     for step in tl.range(0, chunks, disable_licm=True):
         t = low + (chunks - 1 - step if REVERSE else step) * C + i
         at = tl.minimum(t, T - 1)
-        r, scale = weight_of(inverse + sequence() * T, t, T, type, REVERSE, NORMALIZE)
+        r = weight_of(inverse + sequence() * T, t, T, NORMALIZE)
         z_up, z_down = halves(
             load_rows(z + b * z_b + h * z_h, at, T, z_t, d, D, True), map_z, r, f, WHOLE, REVERSE, PRECISION
         )
@@ -114,21 +142,13 @@ def values_kernel(
         p = tl.dot(x_down, tl.trans(z_down), p, input_precision=PRECISION)
         p = tl.where((i[:, None] <= i[None, :]) if REVERSE else (i[:, None] >= i[None, :]), p, 0.0)
         acc = tl.dot(p.to(type), value, input_precision=PRECISION)
-        if REVERSE and type == tl.float16:
-            acc *= scale
-        acc = add_right(acc, x_up, tl.trans(up), PRECISION)
-        acc = add_right(acc, x_down, tl.trans(down), PRECISION)
-        if NORMALIZE and not REVERSE:
-            zero = tl.zeros((C, 16), tl.float32)
-            before = tl.where(e < 8, add_right(zero, x_up, sums, PRECISION), add_right(zero, x_down, sums, PRECISION))
-            r = 1 / (tl.sum(p, 1) + tl.sum(before, 1) * (1 / 8) + eps)
-            tl.store(inverse + sequence() * T + t, r, mask=(t < T) & (0 * t + column == 0))
+        acc = tl.dot(x_up, tl.trans(up).to(type), acc, input_precision=PRECISION)
+        acc = tl.dot(x_down, tl.trans(down).to(type), acc, input_precision=PRECISION)
+        if not REVERSE:
             acc *= r[:, None]
-            sums = tl.dot(tl.trans(z_up), columns(0 * r + 1, 0, 8).to(type), sums, input_precision=PRECISION)
-            sums = tl.dot(tl.trans(z_down), columns(0 * r + 1, 8, 16).to(type), sums, input_precision=PRECISION)
         # tokens beyond T are in the last chunk, whose state nobody reads; with REVERSE they weigh nothing
-        up = add_product(up, tl.trans(value), z_up, scale, REVERSE and type == tl.float16, PRECISION)
-        down = add_product(down, tl.trans(value), z_down, scale, REVERSE and type == tl.float16, PRECISION)
+        up = tl.dot(tl.trans(value), z_up, up, input_precision=PRECISION)
+        down = tl.dot(tl.trans(value), z_down, down, input_precision=PRECISION)
         store_rows(out + b * o_b + h * o_h + column, t, T, o_t, dv - column, acc)
 
 
@@ -159,63 +179,53 @@ def heads_kernel(
         t = span * SPAN + (chunks - 1 - step if REVERSE else step) * C + i
         at = tl.minimum(t, T - 1)
         phi = half(load_rows(z + b * z_b + h * z_h, at, T, z_t, d, D, True), map_z, f, WHOLE, PRECISION)
-        scale = 1.0
         if REVERSE:
-            r, scale = weight_of(inverse + sequence() * T, t, T, type, True, NORMALIZE)
-            phi *= r[:, None]
+            phi *= weight_of(inverse + sequence() * T, t, T, NORMALIZE)[:, None]
         phi = phi.to(type)
         # one tile after the other: each is in registers until it is in a product
         rows = load_rows(a + b * a_b + h * a_h, at, T, a_t, dv, DV, True)
-        d_phi = add_right(tl.zeros((C, F), tl.float32), rows, state, PRECISION)
+        d_phi = tl.dot(rows, state.to(type), input_precision=PRECISION)
         if NORMALIZE:
             m = tl.load(delta + sequence() * T + t, mask=t < T, other=0.0)
             d_phi = add_beside(d_phi, 0 * m + 1 if REVERSE else m, sums, type, PRECISION)
-            sums = add_right(sums, tl.trans(phi), columns(m * scale if REVERSE else 0 * m + 1, 0, 16), PRECISION)
+            beside_phi = columns(m if REVERSE else 0 * m + 1).to(type)
+            sums = tl.dot(tl.trans(phi), beside_phi, sums, input_precision=PRECISION)
         value = load_rows(c + b * c_b + h * c_h, at, T, c_t, dv, DV, True)
         slope = tl.dot(rows, tl.trans(value), input_precision=PRECISION)
         if NORMALIZE:
             slope += over_columns(m, type, PRECISION) if REVERSE else m[:, None]
         slope = tl.where((i[:, None] <= i[None, :]) if REVERSE else (i[:, None] >= i[None, :]), slope, 0.0)
-        if REVERSE and type == tl.float16:
-            slope *= scale
-        d_phi = add_left(d_phi, slope, phi, PRECISION)
-        state = add_product(state, tl.trans(value), phi, scale, REVERSE and type == tl.float16, PRECISION)
+        d_phi = tl.dot(slope.to(type), phi, d_phi, input_precision=PRECISION)
+        state = tl.dot(tl.trans(value), phi, state, input_precision=PRECISION)
         head = load_rows(x + b * x_b + h * x_h, at, T, x_t, d, D, True)
         d_map = through_softmax(half(head, map_x, f, WHOLE, PRECISION), d_phi)
         if not REVERSE:
-            d_map *= weight_of(inverse + sequence() * T, t, T, type, False, NORMALIZE)[0][:, None]
-        d_head = add_left(tl.zeros((C, D), tl.float32), d_map, tl.trans(map_x), PRECISION)
+            d_map *= weight_of(inverse + sequence() * T, t, T, NORMALIZE)[:, None]
+        d_head = tl.dot(d_map.to(type), tl.trans(map_x), input_precision=PRECISION)
         store_rows(out + which.to(tl.int64) * o_half + b * o_b + h * o_h, t, T, o_t, d, d_head)
         share = partial + (sequence() * tl.num_programs(0) + tl.program_id(0)) * (D * F)
         add_share(share, tl.trans(head), d_map, step, PRECISION)
 
 
 def fits(q: torch.Tensor, v: torch.Tensor, w: torch.Tensor) -> bool:
-    """Whether the state, and what a chunk of heads holds beside it, fit into registers. In fp32, masks of features over
-    16 would not."""
-    heads, features = max(q.shape[3], v.shape[3]), w.shape[2]
-    if q.is_cuda and not ON_CARDS:
-        return False
-    if q.dtype == torch.float32:
-        return heads <= 64 and (features <= 16 or features == 32)
-    return heads <= 128 and features <= 64
+    """Whether the state, and what a chunk of heads holds beside it, fit into registers. Not fp32, whose products take
+    three times as long as reading features does, nor fp16, whose products need scales: both were slower."""
+    return q.dtype == torch.bfloat16 and max(q.shape[3], v.shape[3]) <= 128 and w.shape[2] <= 64
 
 
 def tiling(q: torch.Tensor, v: torch.Tensor, w: torch.Tensor) -> dict:
-    """Four warps have each a row of matrix units' tiles in 64 tokens. In fp16 they would spill by its scales; eight
-    have half of each product twice. Products in fp32 are three of TF32, whose operands take registers: small chunks,
-    heads of one width."""
-    single, features = q.dtype == torch.float32, bucket(w.shape[2])
-    widths = {"D": 64, "DV": 64} if single else {"D": bucket(q.shape[3]), "DV": bucket(v.shape[3])}
+    """Four warps have each a row of matrix units' tiles in 64 tokens. Not with fewer than 64 columns of values: Triton
+    3.6's code is wrong there."""
+    features = bucket(w.shape[2])
+    sizes = {"C": 64 if width(v) == 64 else 32, "D": bucket(q.shape[3]), "DV": bucket(v.shape[3]), "F": features}
     # left to itself the assembler aims at fewer registers and spills a few
-    schedule = {"num_warps": 4 if q.dtype == torch.bfloat16 else 8, "num_stages": 2 if single else 1, "maxnreg": 255}
-    sizes = {"C": 16 if single else 64, "F": features, "WHOLE": w.shape[2] == features}
-    return widths | schedule | sizes | {"PRECISION": precision(q.dtype)}
+    schedule = {"num_warps": 4, "num_stages": 1, "maxnreg": 255}
+    return sizes | schedule | {"WHOLE": w.shape[2] == features, "PRECISION": precision(q.dtype)}
 
 
 def width(v: torch.Tensor) -> int:
     """Columns of y, or of dv, that one program has."""
-    return 16 if v.dtype == torch.float32 else bucket(v.shape[3], 16, 64)
+    return bucket(v.shape[3], 16, 64)
 
 
 def cut(q: torch.Tensor, chunk: int) -> tuple[int, int]:
@@ -244,11 +254,20 @@ class Walks:
             )
         self.options["SPANS"] = self.count > 1
 
-    def values(self, out, eps: float) -> None:
+    def weights(self, eps: float) -> None:
+        """Writes `inverse`."""
+        length, span, d, _, f = self.sizes
+        others = {name: value for name, value in self.options.items() if name not in ("DV", "REVERSE", "NORMALIZE")}
+        weights_kernel[grid(self.count, self.heads, self.batch)](
+            self.x, self.z, self.w_x, self.w_z, self.inverse, self.beside, eps, length, span, d, f,
+            *strides(self.x, self.z), **others | {"C": 32},
+        )  # fmt: skip
+
+    def values(self, out) -> None:
         columns = width(out)
         programs = grid(self.count * triton.cdiv(out.shape[3], columns), self.heads, self.batch)
         values_kernel[programs](
-            self.x, self.z, self.c, self.w_x, self.w_z, out, self.inverse, self.states, self.beside, eps, *self.sizes,
+            self.x, self.z, self.c, self.w_x, self.w_z, out, self.inverse, self.states, *self.sizes,
             *strides(self.x, self.z, self.c, out), BN=columns, **self.options,
         )  # fmt: skip
 
@@ -268,7 +287,10 @@ class Walks:
 
 
 def forward(q, k, v, w_q, w_k, y, inverse, normalize: bool, eps: float) -> None:
-    Walks(q, k, v, w_q, w_k, inverse, inverse, False, normalize).values(y, eps)
+    walks = Walks(q, k, v, w_q, w_k, inverse, inverse, False, normalize)
+    if normalize:
+        walks.weights(eps)
+    walks.values(y)
 
 
 def backward(q, k, v, w_q, w_k, y, inverse, dy, dq, dk, dv, normalize: bool) -> torch.Tensor:
@@ -276,5 +298,5 @@ def backward(q, k, v, w_q, w_k, y, inverse, dy, dq, dk, dv, normalize: bool) -> 
     delta = sum_gradient(dy, y, normalize)
     dw_q = Walks(q, k, v, w_q, w_k, inverse, delta, False, normalize).gradients(dy, dq)
     walks = Walks(k, q, dy, w_k, w_q, inverse, delta, True, normalize)
-    walks.values(dv, 0.0)
+    walks.values(dv)
     return torch.stack([dw_q, walks.gradients(v, dk)])

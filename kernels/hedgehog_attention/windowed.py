@@ -166,7 +166,8 @@ def tiling(q: torch.Tensor, v: torch.Tensor, phi: torch.Tensor, windowed: bool, 
     if q.dtype == torch.float32:  # three TF32 products a product
         sizes = {"BM": 16, "BN": 16, "BK": 16, "num_warps": 4 if total <= 64 else 8, "num_stages": 1}
     else:
-        block = (16 if total > 384 else 32) if backward else (32 if total > 384 else 64)
+        uneven = q.dtype == torch.float16 and widths["DV"] > 2 * widths["F"]  # scales take registers of wide tiles
+        block = (16 if total > 384 or uneven else 32) if backward else (32 if total > 384 else 64)
         sizes = {"BM": block, "BN": block, "BK": 32, "num_warps": 4 if total <= 192 else 8, "num_stages": 2}
     # left to itself the assembler aims at fewer registers and spills a few
     sizes |= {"C": bucket(q.shape[2], 16, 64), "maxnreg": 255, "PRECISION": precision(q.dtype)}
