@@ -124,8 +124,12 @@ def measure(arch: dict[str, Any], task: dict[str, Any], mode: str, lanes: int, s
         now = time.perf_counter()
         if not until and all(len(seen) > WARM for seen in times.values()):
             until.append(now + seconds)
-        if until and now > until[0] and all(len(seen) > WARM + 1 for seen in times.values()):
+        if until and now > until[0] and all(len(timed(seen)) > 1 for seen in times.values()):
             raise Enough
+
+    def timed(seen: list[tuple[float, int]]) -> list[tuple[float, int]]:
+        """The evaluations since all runs are warm: before, the first ones had the device to themselves."""
+        return [(when, step) for when, step in seen if when > until[0] - seconds]
 
     def on_begin(run: Run, begun: bool) -> None:
         if not begun:  # put back until others end, which none does
@@ -140,9 +144,9 @@ def measure(arch: dict[str, Any], task: dict[str, Any], mode: str, lanes: int, s
             raise ended.error or RuntimeError("a run came to its end")
     except Enough:
         pass
-    rates = [(seen[-1][1] - seen[WARM][1]) / (seen[-1][0] - seen[WARM][0]) for seen in times.values()]
+    ends = [(timed(seen)[0], timed(seen)[-1]) for seen in times.values()]
+    steps = sum((to - step) / (end - start) for (start, step), (end, to) in ends)
     ready = max(seen[1][0] for seen in times.values()) - began
-    steps = sum(rates)
     built = build_task(run)
     model, batch, layers = cost(run, built), run.train.batch_size, len(run.arch.stack)
     moved = 32 * model.params + 5 * 4 * layers * batch * built.input_length * run.arch.dim
