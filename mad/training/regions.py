@@ -17,6 +17,11 @@ from mad.models.stack import residual
 
 log = logging.getLogger(__name__)
 VERSIONS = 512  # kinds of layers times shapes, in one process
+OPTIONS: dict[str, Any] = {
+    # timed, and so not the same in each process: with another block of threads a * b + c * d, as in rotary positions,
+    # is rounded otherwise, as one or the other product is fused with the sum
+    "triton.autotune_pointwise": False,
+}
 
 
 def compile_layers(model: Any) -> None:
@@ -24,7 +29,7 @@ def compile_layers(model: Any) -> None:
     model.stack.residual = _residual()
     for module in (model.norm, getattr(model, "decoder", None)):
         if module is not None:
-            compiled = torch.compile(module.forward, dynamic=False)
+            compiled = torch.compile(module.forward, dynamic=False, options=OPTIONS)
             module.forward = _or_plain(compiled, module.forward, lambda x, module=module: type(module))
 
 
@@ -34,7 +39,8 @@ def _residual() -> Any:
     settings.recompile_limit = max(settings.recompile_limit, VERSIONS)
     settings.accumulated_recompile_limit = max(settings.accumulated_recompile_limit, VERSIONS)
     warnings.filterwarnings("ignore", message=r"\s*Online softmax is disabled")  # nothing a user could change
-    return _or_plain(torch.compile(residual, dynamic=False), residual, lambda norm, layer, x: type(layer))
+    compiled = torch.compile(residual, dynamic=False, options=OPTIONS)
+    return _or_plain(compiled, residual, lambda norm, layer, x: type(layer))
 
 
 def _or_plain(compiled: Any, plain: Any, kind: Callable[..., type]) -> Any:
