@@ -19,6 +19,7 @@ one, `python -m kernels.bench NAME` times it against torch, its rivals and its f
 and test_offline.py hold for it.
 """
 
+from kernels.add_norm import add_norm
 from kernels.block_diagonal_matmul import block_diagonal_glu, block_diagonal_matmul
 from kernels.checks import use_backend, wide
 from kernels.delta_rule import delta_rule
@@ -38,6 +39,7 @@ from kernels.taylor_attention import taylor_attention, taylor_step
 from kernels.toeplitz_attention import toeplitz_attention
 
 __all__ = [
+    "add_norm",
     "block_diagonal_glu",
     "block_diagonal_matmul",
     "delta_rule",

@@ -20,6 +20,7 @@ class Attention(Layer):
     State: keys and values of all tokens, 2 dim T. FLOPs a token: 8 dim^2 + 4 T dim (the masked half counted too).
     """
 
+    takes_rounded = True
     window: int | None = None  # visible keys, the query's own included; None: all
 
     def __init__(self, dim: int, max_length: int, *, num_heads: int = 1, rope: bool = True, bias: bool = True):

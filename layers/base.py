@@ -16,6 +16,7 @@ class Layer(nn.Module):
 
     causal = True  # False: an output may depend on later inputs; there is no step then
     linear_maps: tuple[str, ...] = ()  # parameters that are linear maps without being an nn.Linear: those of experts
+    takes_rounded = False  # True: x enters one product alone, so under autocast it may come as that would round it
     countable = True  # True: `flops` is what torch's FLOP counter sees; say False where the work is not matmuls
 
     def __init__(self, dim: int, max_length: int):

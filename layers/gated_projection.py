@@ -7,6 +7,7 @@ and the gates then all read and write them without a transposing copy.
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import kernels
@@ -63,9 +64,12 @@ def from_tokens(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 
 def to_tokens(linear: nn.Linear, y: torch.Tensor) -> torch.Tensor:
     """linear(y) for channel-first y (B, C, T) -> (B, T, dim), as one product that reads y as it lies in memory, and
-    gives it a gradient of the same layout."""
-    z = of_columns(linear, y.transpose(0, 1).flatten(1))  # (dim, B T)
-    return z.view(len(linear.weight), y.shape[0], y.shape[2]).permute(1, 2, 0)
+    gives it a gradient of the same layout. On a GPU its result is token-first, as the residual stream is."""
+    batch, _, length = y.shape
+    dim, columns = len(linear.weight), y.transpose(0, 1).flatten(1)  # (C, B T)
+    if y.is_cuda:
+        return F.linear(columns.t(), linear.weight, linear.bias).view(batch, length, dim)
+    return of_columns(linear, columns).view(dim, batch, length).permute(1, 2, 0)
 
 
 def of_columns(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:

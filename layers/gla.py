@@ -27,6 +27,7 @@ class GatedLinearAttention(Layer):
         temperature: the higher, the more slowly everything is forgotten.
     """
 
+    takes_rounded = True
     countable = False  # its two algorithms cost differently; `flops` is the recurrence's
 
     def __init__(

@@ -86,6 +86,7 @@ class H3(Layer):
         head_dim: channels of a head.
     """
 
+    takes_rounded = True
     countable = False  # convolutions are no matrix products
 
     def __init__(self, dim: int, max_length: int, *, num_states: int | None = 64, head_dim: int = 1):

@@ -29,6 +29,7 @@ class Hyena(Layer):
         kernel_size: taps of the short convolutions.
     """
 
+    takes_rounded = True
     countable = False  # the long convolution is nominally an FFT
 
     def __init__(

@@ -43,6 +43,7 @@ class Mamba(Layer):
         rank: of the map to the step sizes; None: dim / 16, rounded up.
     """
 
+    takes_rounded = True
     countable = False  # the scan is no matrix product
 
     def __init__(

@@ -26,6 +26,7 @@ class MultiHeadHyena(Layer):
     + 2 dim^2.
     """
 
+    takes_rounded = True
     countable = False  # the long convolution is nominally an FFT
 
     def __init__(

@@ -15,6 +15,8 @@ from layers.base import ChannelMixer, positive, split_heads
 class MLP(ChannelMixer):
     """y = W2 gelu(W1 x), tanh GELU, no biases; width 4 dim. FLOPs a token: 4 dim width."""
 
+    takes_rounded = True
+
     def __init__(self, dim: int, max_length: int, *, width: int | None = None):
         super().__init__(dim, max_length)
         width = 4 * dim if width is None else width
@@ -34,6 +36,8 @@ class SwiGLU(ChannelMixer):
 
     Shazeer 2020 (arXiv 2002.05202).
     """
+
+    takes_rounded = True
 
     def __init__(self, dim: int, max_length: int, *, width: int | None = None):
         super().__init__(dim, max_length)
@@ -70,6 +74,8 @@ class MonarchMLP(ChannelMixer):
     """
 
     linear_maps = ("gate", "value", "down")
+
+    takes_rounded = True
 
     def __init__(self, dim: int, max_length: int, *, num_blocks: int = 4, width: int | None = None):
         super().__init__(dim, max_length)

@@ -11,7 +11,7 @@ from layers import filters
 from layers.base import Layer, positive
 from mad.memory import enough_for
 from mad.models.positions import at_positions
-from mad.models.stack import Stack, new_norm
+from mad.models.stack import Stack, join, new_norm
 from mad.registry import check_switch, unknown
 
 INITS = ("own", "normal", "gpt2")
@@ -57,12 +57,14 @@ class LanguageModel(nn.Module):
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
         """tokens (B, T) -> logits (B, T, V); with positions (B, K), logits (B, K, V) at those alone."""
-        return self.logits(self.stack(self.embedding(tokens)), positions)
+        x, y = self.stack.apart(self.embedding(tokens))
+        return self.logits(x, y, positions)
 
-    def logits(self, x: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+    def logits(self, x: torch.Tensor, y: torch.Tensor | None, positions: torch.Tensor | None) -> torch.Tensor:
+        """Of x + y, where there is a y."""
         if positions is not None:
-            x = at_positions(x, positions)
-        return self.head(self.norm(x))
+            x, y = at_positions(x if y is None else x + y, positions), None
+        return self.head(join(self.norm, x, y, rounded=True)[1])
 
     def flops(self, length: int) -> int:
         return self.stack.flops(length) + 2 * length * self.head.in_features * self.head.out_features
@@ -84,8 +86,9 @@ class AutoEncoder(LanguageModel):
         self.decoder = Decoder(dim, norm)
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-        summary = self.stack(self.embedding(tokens))[:, -1:]  # (B, 1, dim)
-        return self.logits(self.decoder(summary + self.code[: tokens.shape[1]]), positions)
+        x, y = self.stack.apart(self.embedding(tokens))
+        summary = x[:, -1:] + y[:, -1:]  # (B, 1, dim)
+        return self.logits(self.decoder(summary + self.code[: tokens.shape[1]]), None, positions)
 
     def flops(self, length: int) -> int:
         return super().flops(length) + 4 * length * self.code.shape[1] ** 2

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import kernels
 import layers
 from layers import Layer
 from mad.models.notation import Spec, expand
@@ -20,9 +21,18 @@ def new_norm(norm: str, dim: int) -> nn.Module:
     return NORMS[norm](dim, eps=1e-5)
 
 
-def residual(norm: nn.Module, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """A branch of the stack, (B, T, dim) -> (B, T, dim)."""
-    return x + layer(norm(x))
+def run(layer: Layer, x: torch.Tensor) -> torch.Tensor:
+    """(B, T, dim) -> (B, T, dim). A function of the layer, of which compiled code is kept for each kind."""
+    return layer(x)
+
+
+def join(norm: Any, x: torch.Tensor, y: torch.Tensor | None, rounded: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The residual stream x plus a branch's output y, if there is one, and the norm of that, where `rounded` of the
+    type that autocast gives to products."""
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if rounded and torch.is_autocast_enabled(device) else None
+    bias, center = getattr(norm, "bias", None), isinstance(norm, nn.LayerNorm)
+    return kernels.add_norm(x, y, norm.weight, bias, center=center, eps=norm.eps, dtype=dtype)
 
 
 class Parallel(Layer):
@@ -70,12 +80,19 @@ class Stack(nn.Module):
         super().__init__()
         self.layers: Any = nn.ModuleList(build_layer(spec, dim, max_length) for spec in expand(stack))
         self.norms = nn.ModuleList(new_norm(norm, dim) for _ in self.layers)
-        self.residual = residual  # or a compiled one
+        self.run = run  # or a compiled one
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, y = self.apart(x)
+        return x + y
+
+    def apart(self, x: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """The output in two parts: the residual stream, and the last branch's output, not yet added to it."""
+        y = None
         for norm, layer in zip(self.norms, self.layers, strict=True):
-            x = self.residual(norm, layer, x)
-        return x
+            x, normed = join(norm, x, y, layer.takes_rounded)
+            y = self.run(layer, normed)
+        return x, y
 
     @property
     def not_causal(self) -> list[str]:

@@ -1,8 +1,8 @@
 """Layers compiled one by one, so that a new vocabulary or another head compiles no layer anew.
 
-The regions are the residual branches, x + layer(norm(x)): one function, of which torch.compile keeps a version for each
-kind of layer and shape; the last norm; and an auto-encoder's decoder. Where a forward cannot be compiled, that kind of
-module runs as it is.
+The regions are the layers: one function, of which torch.compile keeps a version for each kind of layer and shape; and
+an auto-encoder's decoder. What joins them, sums and norms, has a kernel. Where a forward cannot be compiled, that kind
+of module runs as it is.
 """
 
 import functools
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mad.models.stack import residual
+from mad.models.stack import run
 
 log = logging.getLogger(__name__)
 VERSIONS = 512  # kinds of layers times shapes, in one process
@@ -26,21 +26,20 @@ OPTIONS: dict[str, Any] = {
 
 def compile_layers(model: Any) -> None:
     """Have the regions of a model of `models.build` compiled as they are first used."""
-    model.stack.residual = _residual()
-    for module in (model.norm, getattr(model, "decoder", None)):
-        if module is not None:
-            compiled = torch.compile(module.forward, dynamic=False, options=OPTIONS)
-            module.forward = _or_plain(compiled, module.forward, lambda x, module=module: type(module))
+    model.stack.run = _run()
+    if hasattr(model, "decoder"):
+        decoder = model.decoder
+        compiled = torch.compile(decoder.forward, dynamic=False, options=OPTIONS)
+        decoder.forward = _or_plain(compiled, decoder.forward, lambda x: type(decoder))
 
 
 @functools.cache
-def _residual() -> Any:
+def _run() -> Any:
     settings = torch._dynamo.config
     settings.recompile_limit = max(settings.recompile_limit, VERSIONS)
     settings.accumulated_recompile_limit = max(settings.accumulated_recompile_limit, VERSIONS)
     warnings.filterwarnings("ignore", message=r"\s*Online softmax is disabled")  # nothing a user could change
-    compiled = torch.compile(residual, dynamic=False, options=OPTIONS)
-    return _or_plain(compiled, residual, lambda norm, layer, x: type(layer))
+    return _or_plain(torch.compile(run, dynamic=False, options=OPTIONS), run, lambda layer, x: type(layer))
 
 
 def _or_plain(compiled: Any, plain: Any, kind: Callable[..., type]) -> Any:
@@ -49,7 +48,7 @@ def _or_plain(compiled: Any, plain: Any, kind: Callable[..., type]) -> Any:
 
     refused: set[type] = set()
 
-    def run(*given: Any) -> torch.Tensor:
+    def attempt(*given: Any) -> torch.Tensor:
         if kind(*given) not in refused:
             try:
                 return compiled(*given)
@@ -58,4 +57,4 @@ def _or_plain(compiled: Any, plain: Any, kind: Callable[..., type]) -> Any:
                 log.warning("%s is not compiled: %s", kind(*given).__name__, " ".join(str(error).split())[:200])
         return plain(*given)
 
-    return run
+    return attempt

@@ -219,6 +219,21 @@ def test_autocast(spec):
     assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in (x, *layer.parameters()))
 
 
+def test_what_takes_rounded_inputs_rounds_them_itself(spec):
+    """The same bits, and so are those of the gradient."""
+    layer = build(spec, torch.float32)
+    if not layer.takes_rounded:
+        pytest.skip("another use of its input sees what the rounding takes")
+    outcomes = []
+    for x in (sequence().float(), sequence().bfloat16()):
+        x.requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = layer(x)
+        slope = torch.linspace(-1, 1, y.numel()).view_as(y).to(y.dtype)
+        outcomes.append((y, torch.autograd.grad(y, x, slope)[0].float()))
+    assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
+
+
 def of_tokens(y, want, size):
     """The median over the tokens of |y - want| / |size|: where a layer divides by almost nothing, any rounding moves
     single tokens as far as one likes."""

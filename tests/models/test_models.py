@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+import kernels
 import layers
 from mad import models
 from mad.determinism import algorithms
@@ -116,6 +117,43 @@ def test_a_model_keeps_what_a_layer_initialised():
     assert not rtf.filter.a.any() and rtf.filter.h0.any()
     attention = models.build("attention", 32, 11, 20).stack.layers[0]
     assert attention.out.bias.any()
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("positions", [None, torch.tensor([[1, 5, 9], [0, 2, 9]])], ids=["all", "some"])
+def test_a_model_is_branches_with_norms_before_them(norm, bf16, positions):
+    """Bit for bit, gradients too, although sums and norms are taken together and rounded for the layers that allow."""
+    model = models.build("mh_hyena-swiglu-base_conv-attention|gla-mlp", 16, 8, 10, norm=norm)
+    tokens = torch.randint(8, (2, 10))
+
+    def plain():
+        x = model.embedding(tokens)
+        for branch_norm, layer in zip(model.stack.norms, model.stack.layers, strict=True):
+            x = x + layer(branch_norm(x))
+        x = x if positions is None else x.gather(1, positions.unsqueeze(-1).expand(-1, -1, 16))
+        return model.head(model.norm(x))
+
+    outcomes = []
+    for logits in (lambda: model(tokens, positions), plain):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            y = logits()
+        outcomes.append((y, *torch.autograd.grad(y.float().square().sum(), list(model.parameters()))))
+    assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
+
+
+def test_triton_gives_the_same_model():
+    """In its interpreter, without a GPU: sums and norms are kernels, as layers and token vectors are."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = models.build("mlp-mlp", 16, 8, 10, norm="layer").to(device)
+    tokens = torch.randint(8, (2, 10), device=device)
+    outcomes = []
+    for backend in ("triton", "torch"):
+        with kernels.use_backend(backend):
+            y = model(tokens)
+        outcomes.append((y, *torch.autograd.grad(y.square().sum(), list(model.parameters()))))
+    for got, want in zip(*outcomes, strict=True):
+        torch.testing.assert_close(got, want)
 
 
 def test_recurrent_stack_equals_the_parallel_one():
