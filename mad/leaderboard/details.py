@@ -107,7 +107,8 @@ def _row(cells: dict[Cell, dict[Any, Run]], quote: _Quote, score: str) -> Row:
         runs = [cells[cell][seed] for seed in sorted(cells[cell])]
         known = [run.score for run in runs if not math.isnan(run.score)]
         have = [run.record for run in runs if run.record is not None]
-        row.commands[cell] = _command(have, quote) if have else None
+        whole = [record for record in have if all(part in record.config for part in PARTS)]  # not written by others
+        row.commands[cell] = _command(whole, quote) if whole else None
         if not known:
             row.scores[cell] = "failed"
             continue

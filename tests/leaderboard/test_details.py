@@ -140,6 +140,16 @@ def test_a_foreign_table_has_scores_and_neither_curves_nor_commands():
         assert row["parts"] == [] and "other" not in row
 
 
+def test_a_record_of_others_that_says_less_has_no_command(record):
+    """But its score, beside those that have one."""
+    foreign, own = record("a", accuracy=0.25), record("b", accuracy=0.5)
+    del foreign.config["optim"]
+    packed, _ = packed_of([foreign, own])
+    rows = details(table_of([foreign, own]), [foreign, own]).rows
+    assert list(rows["a"].commands.values()) == [None] and all(rows["b"].commands.values())
+    assert len(packed["rows"]) == 2
+
+
 def test_stacks_for_reading(record):
     stacks = {
         "a": ["hyena", "swiglu"] * 3,
