@@ -28,6 +28,7 @@ from kernels.embedding import embedding
 from kernels.fft_conv import fft_conv
 from kernels.gated_mlp import gated_mlp
 from kernels.hedgehog_attention import hedgehog_attention
+from kernels.implicit_filter import implicit_filter
 from kernels.linear_attention import linear_attention
 from kernels.monarch_matmul import monarch_matmul
 from kernels.rational_spectrum import rational_spectrum
@@ -48,6 +49,7 @@ __all__ = [
     "fft_conv",
     "gated_mlp",
     "hedgehog_attention",
+    "implicit_filter",
     "linear_attention",
     "monarch_matmul",
     "rational_spectrum",

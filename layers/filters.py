@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from kernels import wide
+import kernels
 from layers.base import positive
 from mad.registry import Registry
 
@@ -78,31 +77,13 @@ class ImplicitFilter(nn.Module):
         angles = 2 * math.pi * torch.arange(max_length).unsqueeze(-1) / max_length * bands
         self.position = nn.Parameter(torch.cat([t, angles.cos(), -angles.sin()], dim=-1))  # (L, emb_dim)
         self.frequency = nn.Parameter(sine_frequency * torch.ones(filter_order))
-        self.hidden = nn.ModuleList(nn.Linear(n, filter_order) for n in (emb_dim, filter_order, filter_order))
+        self.hidden: Any = nn.ModuleList(nn.Linear(n, filter_order) for n in (emb_dim, filter_order, filter_order))
         self.out = nn.Linear(filter_order, channels, bias=False)
         slowest, fastest = math.log(100) / 1.5, math.log(100) / 0.3
         self.decay: torch.Tensor
         self.register_buffer("decay", torch.linspace(slowest, fastest, channels) / max(1, max_length - 1))
 
     def forward(self, length: int) -> torch.Tensor:
-        h = self.position[:length]
-        for linear in self.hidden:
-            h = torch.sin(self.frequency * multiply(h, linear))
-        decay = wide(self.decay)
-        steps = torch.arange(length, device=h.device, dtype=decay.dtype)  # bf16 counts to 256
-        return multiply(h, self.out).t() * torch.exp(-decay.unsqueeze(-1) * steps)  # (channels, length)
-
-
-NARROW = 16  # inputs
-
-
-def multiply(x: torch.Tensor, linear: Any) -> torch.Tensor:
-    """linear(x), x (L, inputs), in fp32 where the weights are of less: the sines would see rounded angles. On a GPU a
-    product of few inputs is a sum of their multiples: that is fused with what stands around it, where a matrix product
-    this narrow is a launch of its own."""
-    x, weight, bias = wide(x), wide(linear.weight), None if linear.bias is None else wide(linear.bias)
-    if not x.is_cuda or linear.in_features > NARROW:
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x, weight, bias)
-    y = (x.unsqueeze(-1) * weight.t()).sum(1)  # (L, outputs)
-    return y if bias is None else y + bias
+        position = self.position if length == len(self.position) else self.position[:length]
+        hidden = [(linear.weight, linear.bias) for linear in self.hidden]
+        return kernels.implicit_filter(position, self.frequency, hidden, self.out.weight, self.decay)
