@@ -94,12 +94,17 @@ def wide(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def mixed(x: torch.Tensor) -> torch.Tensor:
-    """x in the type that autocast gives to products where x lies; fp64, and outside of autocast, as it is."""
+def mixed_type(x: torch.Tensor) -> torch.dtype:
+    """The type that autocast gives to products of x where it lies; of fp64, and outside of autocast, its own."""
     kind = x.device.type
     if kind == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
-        return x
-    return x.to(torch.get_autocast_dtype(kind))
+        return x.dtype
+    return torch.get_autocast_dtype(kind)
+
+
+def mixed(x: torch.Tensor) -> torch.Tensor:
+    """x in its `mixed_type`."""
+    return x.to(mixed_type(x))
 
 
 def check_whole(**options: int) -> None:

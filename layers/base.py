@@ -19,6 +19,11 @@ class Layer(nn.Module):
     takes_rounded = False  # True: x enters one product alone, so under autocast it may come as that would round it
     countable = True  # True: `flops` is what torch's FLOP counter sees; say False where the work is not matmuls
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "forward" in vars(cls) and "takes_rounded" not in vars(cls):
+            cls.takes_rounded = False  # what was true of another forward
+
     def __init__(self, dim: int, max_length: int):
         super().__init__()
         positive(dim=dim, max_length=max_length)

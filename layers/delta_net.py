@@ -28,7 +28,6 @@ class DeltaNet(Layer):
         kernel_size: taps of the short convolutions.
     """
 
-    takes_rounded = True
     countable = False  # chunks cost differently; `flops` is the recurrence's
     recurrence = 6  # FLOPs for each element of S
 

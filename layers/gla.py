@@ -27,7 +27,6 @@ class GatedLinearAttention(Layer):
         temperature: the higher, the more slowly everything is forgotten.
     """
 
-    takes_rounded = True
     countable = False  # its two algorithms cost differently; `flops` is the recurrence's
 
     def __init__(

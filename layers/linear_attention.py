@@ -30,7 +30,6 @@ class LinearAttention(Layer):
         rope: rotary positions before the maps.
     """
 
-    takes_rounded = True
     countable = False  # its two algorithms cost differently; `flops` is the recurrence's
 
     def __init__(

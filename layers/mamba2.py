@@ -31,7 +31,6 @@ class Mamba2(Layer):
         kernel_size: taps of the short convolution.
     """
 
-    takes_rounded = True
     countable = False  # chunks cost differently; `flops` is the recurrence's
 
     def __init__(

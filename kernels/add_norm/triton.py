@@ -29,7 +29,7 @@ def _deviations(s, inside, eps, D, CENTER: tl.constexpr):
     """s, or with CENTER s less its mean, over its root mean square; and one over that, (BN,)."""
     if CENTER:
         s = tl.where(inside, s - (tl.sum(s, 1) / D)[:, None], 0.0)
-    r = 1 / tl.sqrt(tl.sum(s * s, 1) / D + eps)
+    r = 1 / tl.sqrt(tl.maximum(tl.sum(s * s, 1) / D + eps, 1e-30))  # beyond the last row all is 0, and so may eps be
     return s * r[:, None], r
 
 
@@ -54,10 +54,10 @@ def forward_kernel(
 @triton.jit
 def backward_kernel(
     dn, ds, total, weight, dx, dy, partial, eps, N, D,
-    SUM: tl.constexpr, TWICE: tl.constexpr, BIAS: tl.constexpr, CENTER: tl.constexpr,
+    SUM: tl.constexpr, ADDED: tl.constexpr, BIAS: tl.constexpr, CENTER: tl.constexpr,
     BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """dx, with TWICE dy, the same in y's type, and this share's sums for weight and, with BIAS, for bias, in partial
+    """dx, with ADDED dy, the same in y's type, and this share's sums for weight and, with BIAS, for bias, in partial
     (shares, 1 or 2, D)."""
     d = tl.arange(0, BD)
     w = tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
@@ -77,7 +77,7 @@ def backward_kernel(
         if SUM:
             slope += tl.load(ds + place, mask=inside, other=0.0).to(tl.float32)
         tl.store(dx + place, slope.to(dx.dtype.element_ty), mask=inside)
-        if TWICE:
+        if ADDED:
             tl.store(dy + place, slope.to(dy.dtype.element_ty), mask=inside)
     here = partial + tl.program_id(0) * (2 if BIAS else 1) * D + d
     tl.store(here, tl.sum(sum_w, 0), mask=d < D)
@@ -108,8 +108,11 @@ def forward(
 
 @forward.register_fake
 def outputs(x, y, weight, bias, center, eps, dtype):
-    wider = x.dtype if y is None else torch.promote_types(x.dtype, y.dtype)
-    return x.new_empty(0 if y is None else x.shape, dtype=wider), x.new_empty(x.shape, dtype=dtype)
+    return x.new_empty(0 if y is None else x.shape, dtype=wider(x, y)), x.new_empty(x.shape, dtype=dtype)
+
+
+def wider(x: torch.Tensor, y: torch.Tensor | None) -> torch.dtype:
+    return x.dtype if y is None else torch.promote_types(x.dtype, y.dtype)
 
 
 @operator("mad::add_norm_backward")
@@ -117,7 +120,7 @@ def backward(
     dn: torch.Tensor, ds: torch.Tensor | None, total: torch.Tensor, weight: torch.Tensor,
     second: torch.dtype | None, biased: bool, center: bool, eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """The gradient of the sum, of total's type; that in the type `second`, if any, else empty; of weight and, where
+    """The gradient of x, of total's type; that of y, of the type `second`, empty without one; of weight and, where
     `biased`, bias, (1 or 2, D) fp32."""
     dx, dy, _ = gradients(dn, ds, total, weight, second, biased, center, eps)
     rows, width = total.shape
@@ -126,7 +129,7 @@ def backward(
     partial = total.new_empty(shares, 1 + biased, width, dtype=torch.float32)
     backward_kernel[(shares,)](
         dn, ds, total, weight, dx, dy, partial, eps, rows, width,
-        SUM=ds is not None, TWICE=second is not None, BIAS=biased, CENTER=center, **options,
+        SUM=ds is not None, ADDED=second is not None, BIAS=biased, CENTER=center, **options,
     )  # fmt: skip
     return dx, dy, partial.sum(0)
 
@@ -139,23 +142,19 @@ def gradients(dn, ds, total, weight, second, biased, center, eps):
 
 def save(ctx, inputs, output):
     x, y, weight, bias, ctx.center, ctx.eps, _ = inputs
-    ctx.second = None if y is None or y.dtype == output[0].dtype else y.dtype
-    ctx.types = x.dtype, weight.dtype, None if bias is None else bias.dtype
+    ctx.types = x.dtype, None if y is None else y.dtype, weight.dtype, None if bias is None else bias.dtype
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x if y is None else output[0], weight)
-    ctx.added = y is not None
 
 
 def differentiate(ctx, ds, dn):
     total, weight = ctx.saved_tensors
-    of_x, of_weight, of_bias = ctx.types
-    if dn is None:
-        dn = torch.zeros_like(total)
-    ds = None if ds is None or not ctx.added else ds.contiguous()
-    dx, dy, sums = backward(dn.contiguous(), ds, total, weight, ctx.second, of_bias is not None, ctx.center, ctx.eps)
-    dy = (dx if ctx.second is None else dy) if ctx.added else None
+    of_x, of_y, of_weight, of_bias = ctx.types
+    dn = torch.zeros_like(total) if dn is None else dn.contiguous()
+    ds = None if ds is None or of_y is None else ds.contiguous()
+    dx, dy, sums = backward(dn, ds, total, weight, of_y, of_bias is not None, ctx.center, ctx.eps)
     bias = None if of_bias is None else sums[-1].to(of_bias)
-    return dx.to(of_x), dy, sums[0].to(of_weight), bias, None, None, None
+    return dx.to(of_x), None if of_y is None else dy, sums[0].to(of_weight), bias, None, None, None
 
 
 forward.register_autograd(differentiate, setup_context=save)
@@ -164,7 +163,6 @@ forward.register_autograd(differentiate, setup_context=save)
 def add_norm(x, y, weight, bias, *, center: bool, eps: float, dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """See kernels.add_norm."""
     rows, others = (None if t is None else t.reshape(-1, t.shape[-1]).contiguous() for t in (x, y))
-    wider = x.dtype if y is None else torch.promote_types(x.dtype, y.dtype)
     bias = None if bias is None else bias.contiguous()
-    total, normed = forward(rows, others, weight.contiguous(), bias, center, eps, dtype or wider)
+    total, normed = forward(rows, others, weight.contiguous(), bias, center, eps, dtype or wider(x, y))
     return x if y is None else total.view(x.shape), normed.view(x.shape)

@@ -1,9 +1,9 @@
 """Hedgehog attention in Triton: the operators, and which kernels run.
 
-Without a window `fused`, for narrow heads of many or short sequences, and `wide` form features within the attention.
-Else `features` writes them, and with a window, or up to four times as many tokens as features, `windowed` reads them,
-block by block; beyond, linear attention. With a window a state stands for what is older, so its cost is linear in the
-tokens too.
+Without a window `fused`, for narrow heads of many or short sequences, and in bf16 `wide` form features within the
+attention. Else `features` writes them, and with a window, or up to four times as many tokens as features, `windowed`
+reads them, block by block; beyond, linear attention. With a window a state stands for what is older, so its cost is
+linear in the tokens too.
 """
 
 from typing import Any
@@ -138,13 +138,14 @@ attend.register_autograd(backward, setup_context=keep)
 
 def hedgehog_attention(q, k, v, w_q, w_k, *, window, mix, normalize: bool, eps: float) -> torch.Tensor:
     """See kernels.hedgehog_attention."""
+    q, k = q.to(v.dtype), k.to(v.dtype)
     kernels = forming(q, v, w_q) if window is None else None
     if kernels is not None:
-        tensors = [unit_stride(t.to(v.dtype)) for t in (q, k, v)] + [w_q.contiguous(), w_k.contiguous()]
+        tensors = [unit_stride(t) for t in (q, k, v)] + [w_q.contiguous(), w_k.contiguous()]
         if kernels is wide:
             tensors = [padded(t, -2 if t.dim() == 3 else -1) for t in tensors]
         return attend(*tensors, normalize, eps)[0][..., : v.shape[3]]
-    q, k, v = (t.to(v.dtype).contiguous() for t in (q, k, v))
+    q, k, v = (t.contiguous() for t in (q, k, v))
     phi_q, phi_k = (features(x, w.to(x.dtype).contiguous()) for x, w in ((q, w_q), (k, w_k)))
     if window is None and q.shape[2] > 4 * phi_q.shape[3]:
         return linear.linear_attention(

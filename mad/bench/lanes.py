@@ -3,10 +3,10 @@
 Tasks of the MAD protocol with its model and batch, all included: data, optimiser, evaluation after every epoch, which
 is 100 steps, and in memorization two. They differ: in recall every token trains, in selective copying few are scored,
 compression has a decoder. A rate is steps between the first and the last evaluation of each run within the time given,
-after the first two. FLOPs are the model's own (forward, and twice that backward); bytes the least that a step must
-move: weights, gradients and moments once, the residual stream five times a layer. Both are also given as a share of
-what a large matrix product and a large copy reach on this device. `warm after` is when each run had been evaluated
-twice: data, compilation, capture, 200 steps.
+which begins when all of them have been evaluated three times. FLOPs are the model's own (forward, and twice that
+backward); bytes the least that a step must move: weights, gradients and moments once, the residual stream five times a
+layer. Both are also given as a share of what a large matrix product and a large copy reach on this device. `warm after`
+is when each run had been evaluated twice: data, compilation, capture, 200 steps.
 """
 
 import argparse
@@ -118,18 +118,18 @@ def measure(arch: dict[str, Any], task: dict[str, Any], mode: str, lanes: int, s
         if "accuracy" in progress:
             times[run.seed].append((time.perf_counter(), progress["step"]))
 
-    until: list[float] = []  # the time at which to stop, once all runs are warm
+    warm: list[float] = []  # the time at which all runs were
 
     def on_turn(run: Run) -> None:
         now = time.perf_counter()
-        if not until and all(len(seen) > WARM for seen in times.values()):
-            until.append(now + seconds)
-        if until and now > until[0] and all(len(timed(seen)) > 1 for seen in times.values()):
+        if not warm and all(len(seen) > WARM for seen in times.values()):
+            warm.append(now)
+        if warm and now > warm[0] + seconds and all(len(timed(seen)) > 1 for seen in times.values()):
             raise Enough
 
     def timed(seen: list[tuple[float, int]]) -> list[tuple[float, int]]:
         """The evaluations since all runs are warm: before, the first ones had the device to themselves."""
-        return [(when, step) for when, step in seen if when > until[0] - seconds]
+        return [(when, step) for when, step in seen if when > warm[0]]
 
     def on_begin(run: Run, begun: bool) -> None:
         if not begun:  # put back until others end, which none does

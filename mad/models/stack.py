@@ -8,6 +8,7 @@ from torch import nn
 
 import kernels
 import layers
+from kernels.checks import mixed_type
 from layers import Layer
 from mad.models.notation import Spec, expand
 from mad.registry import unknown
@@ -28,10 +29,9 @@ def run(layer: Layer, x: torch.Tensor) -> torch.Tensor:
 
 def join(norm: Any, x: torch.Tensor, y: torch.Tensor | None, rounded: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """The residual stream x plus a branch's output y, if there is one, and the norm of that, where `rounded` of the
-    type that autocast gives to products."""
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if rounded and torch.is_autocast_enabled(device) else None
+    type that autocast gives to products. Of one of NORMS, whose own forward is not called: so no hook of it is."""
     bias, center = getattr(norm, "bias", None), isinstance(norm, nn.LayerNorm)
+    dtype = mixed_type(x) if rounded else None
     return kernels.add_norm(x, y, norm.weight, bias, center=center, eps=norm.eps, dtype=dtype)
 
 

@@ -89,6 +89,24 @@ def test_the_norm_is_rounded_once(where):
         assert torch.equal(normed, call(**given, backend=backend)[1].to(where["dtype"]))
 
 
+def test_no_offset():
+    """A block has more rows than there are."""
+    given = {name: t.float().to(HERE).requires_grad_() for name, t in example((3, 16)).items()}
+    gradients = [
+        torch.autograd.grad(call(**given, eps=0.0, backend=backend)[1].sum(), list(given.values()))
+        for backend in ("triton", "torch")
+    ]
+    for got, want in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_x_and_y_have_gradients_of_their_own():
+    given = {name: t.float().to(HERE).requires_grad_() for name, t in example((3, 16)).items()}
+    for _ in range(2):  # added to the first ones, in place
+        call(**given, backend="triton")[0].sum().backward()
+    assert all(torch.equal(given[name].grad, torch.full((3, 16), 2.0, device=HERE)) for name in "xy")
+
+
 def test_no_rows():
     x = torch.randn(2, 0, 8, device=HERE, requires_grad=True)
     total, normed = add_norm(x, x, torch.ones(8, device=HERE), backend="triton")

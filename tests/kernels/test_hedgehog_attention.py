@@ -147,6 +147,15 @@ def test_reference_is_exact(shape, options):
     assert relative_error(call(**given, **options), oracle(**given, **options)) < 1e-10
 
 
+@pytest.mark.parametrize("d, f", [(24, 16), (16, 16), (40, 12)])
+def test_kernels_are_chosen_by_the_type_that_is_computed(d, f):
+    """That of v; 24 wide, fp16 has other kernels than fp32."""
+    given = {name: t.float().to(HERE) for name, t in example(1, 2, 20, d, d, f).items()}
+    given["q"], given["k"] = given["q"].half(), given["k"].half()
+    got, want = (hedgehog_attention(**given, backend=backend) for backend in ("triton", "torch"))
+    assert got.dtype == torch.float32 and relative_error(got, want) < 1e-5
+
+
 def test_no_tokens():
     q, w = torch.randn(1, 2, 0, 48, device=HERE), torch.randn(2, 48, 4, device=HERE)
     for window in (None, 4):

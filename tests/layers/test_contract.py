@@ -225,13 +225,24 @@ def test_what_takes_rounded_inputs_rounds_them_itself(spec):
     if not layer.takes_rounded:
         pytest.skip("another use of its input sees what the rounding takes")
     outcomes = []
-    for x in (sequence().float(), sequence().bfloat16()):
-        x.requires_grad_()
+    for leaf in (sequence().float(), sequence().bfloat16()):
+        x = leaf.requires_grad_() * 1.0  # no leaf, of which autocast would keep one rounded copy for all its uses
         with torch.autocast("cpu", dtype=torch.bfloat16):
             y = layer(x)
         slope = torch.linspace(-1, 1, y.numel()).view_as(y).to(y.dtype)
         outcomes.append((y, torch.autograd.grad(y, x, slope)[0].float()))
     assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
+
+
+def test_a_forward_of_its_own_takes_its_input_as_it_is():
+    class Mine(layers.registry.get("swiglu")):
+        def forward(self, x):
+            return super().forward(x) + x
+
+    class Same(layers.registry.get("swiglu")):
+        pass
+
+    assert (Mine.takes_rounded, Same.takes_rounded) == (False, True)
 
 
 def of_tokens(y, want, size):

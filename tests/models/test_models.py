@@ -142,6 +142,13 @@ def test_a_model_is_branches_with_norms_before_them(norm, bf16, positions):
     assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
 
 
+def test_fp64_and_the_meta_device_know_no_autocast():
+    model, tokens = models.build("attention-swiglu", 16, 8, 10), torch.randint(8, (2, 10))
+    assert model.to("meta")(tokens.to("meta")).shape == (2, 10, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert models.build("mlp", 16, 8, 10).double()(tokens).dtype == torch.float64
+
+
 def test_triton_gives_the_same_model():
     """In its interpreter, without a GPU: sums and norms are kernels, as layers and token vectors are."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
