@@ -1,5 +1,10 @@
 """On a GPU: captured and compiled steps give the records of the eager loop, and lanes change nothing at all."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -44,6 +49,21 @@ def test_modes_give_equal_records(stack):
     close(captured, eager, 1e-4)
     close(compiled, eager, 1e-2)  # in bf16, with other roundings in between
     assert eager.setup_seconds == 0 < captured.setup_seconds < compiled.setup_seconds
+
+
+def test_processes_that_compile_by_themselves_give_the_same_curve(tmp_path):
+    """Each with caches of its own. With block sizes chosen by timing four of them had two curves or more."""
+    task = {"name": "fuzzy_in_context_recall", "vocab_size": 16, "seq_len": 128}
+    given = run("compiled", "hyena-swiglu-mh_attention-swiglu") | {"task": task}
+    given["train"]["epochs"] = 20
+    code = "import json, sys; from mad import training; print(training.train(json.loads(sys.argv[1])).curve)"
+    processes = []
+    for i in range(4):
+        caches = {name: str(tmp_path / f"{name}{i}") for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
+        command = [sys.executable, "-c", code, json.dumps(given)]
+        processes.append(subprocess.Popen(command, env=os.environ | caches, stdout=subprocess.PIPE, text=True))
+    curves = [process.communicate(timeout=400)[0].splitlines()[-1] for process in processes]
+    assert len(set(curves)) == 1 and curves[0].startswith("[{")
 
 
 @pytest.mark.parametrize("mode", ["captured", "compiled"])

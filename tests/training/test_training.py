@@ -405,6 +405,14 @@ def test_layers_compiled_one_by_one_and_what_cannot_be_runs_as_it_is(caplog):
     assert "MLP is not compiled" in caplog.text and "no compiler here" in caplog.text
 
 
+def test_the_compiler_knows_our_options():
+    from torch._inductor import list_options
+
+    from mad.training import regions
+
+    assert set(regions.OPTIONS) <= set(list_options())
+
+
 def test_steps_that_are_recorded_together_are_the_same_steps(monkeypatch):
     """An epoch is five of one part, four of which come together, then two of another."""
     calls, once = [], Update.__call__
