@@ -16,13 +16,16 @@ class Layer(nn.Module):
 
     causal = True  # False: an output may depend on later inputs; there is no step then
     linear_maps: tuple[str, ...] = ()  # parameters that are linear maps without being an nn.Linear: those of experts
-    takes_rounded = False  # True: x enters one product alone, so under autocast it may come as that would round it
+    takes_rounded = False  # True: under autocast x is rounded once before all else, so it may come rounded
     countable = True  # True: `flops` is what torch's FLOP counter sees; say False where the work is not matmuls
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "forward" in vars(cls) and "takes_rounded" not in vars(cls):
-            cls.takes_rounded = False  # what was true of another forward
+        forward, rounded = (
+            next(i for i, c in enumerate(cls.__mro__) if name in vars(c)) for name in ("forward", "takes_rounded")
+        )
+        if forward < rounded:
+            cls.takes_rounded = False  # that was said of another forward
 
     def __init__(self, dim: int, max_length: int):
         super().__init__()

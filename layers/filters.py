@@ -84,6 +84,8 @@ class ImplicitFilter(nn.Module):
         self.register_buffer("decay", torch.linspace(slowest, fastest, channels) / max(1, max_length - 1))
 
     def forward(self, length: int) -> torch.Tensor:
+        if length > len(self.position):
+            raise ValueError(f"the filter was built for max_length={len(self.position)}, got {length} tokens")
         position = self.position if length == len(self.position) else self.position[:length]
         hidden = [(linear.weight, linear.bias) for linear in self.hidden]
         return kernels.implicit_filter(position, self.frequency, hidden, self.out.weight, self.decay)

@@ -25,11 +25,12 @@ def _place(block, N, D, BN: tl.constexpr, BD: tl.constexpr):
 
 
 @triton.jit
-def _deviations(s, inside, eps, D, CENTER: tl.constexpr):
+def _deviations(s, inside, block, eps, N, D, CENTER: tl.constexpr):
     """s, or with CENTER s less its mean, over its root mean square; and one over that, (BN,)."""
     if CENTER:
         s = tl.where(inside, s - (tl.sum(s, 1) / D)[:, None], 0.0)
-    r = 1 / tl.sqrt(tl.maximum(tl.sum(s * s, 1) / D + eps, 1e-30))  # beyond the last row all is 0, and so may eps be
+    here = tl.cast(block, tl.int64) * s.shape[0] + tl.arange(0, s.shape[0]) < N  # beyond all is 0, and so may eps be
+    r = 1 / tl.sqrt(tl.where(here, tl.sum(s * s, 1) / D + eps, 1.0))
     return s * r[:, None], r
 
 
@@ -44,7 +45,7 @@ def forward_kernel(
     if ADD:
         s = (s.to(tl.float32) + tl.load(y + place, mask=inside, other=0.0).to(tl.float32)).to(total.dtype.element_ty)
         tl.store(total + place, s, mask=inside)
-    n, _ = _deviations(s.to(tl.float32), inside, eps, D, CENTER)
+    n, _ = _deviations(s.to(tl.float32), inside, tl.program_id(0), eps, N, D, CENTER)
     n *= tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
     if BIAS:
         n += tl.load(bias + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
@@ -64,7 +65,8 @@ def backward_kernel(
     sum_w, sum_b = tl.zeros((BN, BD), tl.float32), tl.zeros((BN, BD), tl.float32)
     for block in range(tl.program_id(0), tl.cdiv(N, BN), tl.num_programs(0)):
         place, inside = _place(block, N, D, BN, BD)
-        n, r = _deviations(tl.load(total + place, mask=inside, other=0.0).to(tl.float32), inside, eps, D, CENTER)
+        s = tl.load(total + place, mask=inside, other=0.0).to(tl.float32)
+        n, r = _deviations(s, inside, block, eps, N, D, CENTER)
         gradient = tl.load(dn + place, mask=inside, other=0.0).to(tl.float32)
         sum_w += gradient * n
         if BIAS:

@@ -8,7 +8,7 @@ from kernels.checks import use_triton
 from kernels.implicit_filter import reference
 
 HIDDEN = 3  # layers that the kernels compute, those of the published filters
-NARROW = 4  # features of a layer up to which they do, and twice as many of a position: each is a vector in registers
+NARROW = 4  # features of a layer up to which they do, and 7 of a position: each is a vector in registers
 
 
 def implicit_filter(
@@ -23,7 +23,7 @@ def implicit_filter(
     """h[c, t] = exp(-decay[c] t) (out z(t))[c], z(t) position[t] and then sin(frequency (W z + b)), layer by layer.
 
     The implicit filter of Hyena (Poli et al. 2023, arXiv 2302.10866), section 3.3, in fp32. Hardly any arithmetic, but
-    some forty operations on tiny tensors, forward and backward; in Triton three launches.
+    some forty operations on tiny tensors, forward and backward; in Triton four launches.
 
     Args:
         position: (L, E), a code of each of L positions.
@@ -31,7 +31,8 @@ def implicit_filter(
         hidden: of each layer W (F, inputs) and b (F,).
         out: (C, F).
         decay: (C,), 0 or more.
-        backend: "auto" | "torch" | "triton". "auto" takes Triton for three hidden layers up to 4 wide.
+        backend: "auto" | "torch" | "triton". Triton computes three hidden layers up to 4 wide; others go by torch,
+            whatever this says.
 
     Returns:
         (C, L), at least fp32.
@@ -39,8 +40,9 @@ def implicit_filter(
     Raises:
         ValueError: shapes that do not fit together, or an unknown backend.
     """
-    width, inputs = frequency.shape[0] if frequency.dim() == 1 else 0, position.shape[-1]
-    fitting = position.dim() == 2 and width and len(hidden) and out.dim() == 2 and out.shape[1] == width
+    width = frequency.shape[0] if frequency.dim() == 1 else 0
+    inputs = position.shape[1] if position.dim() == 2 else 0
+    fitting = inputs and width and len(hidden) and out.dim() == 2 and out.shape[1] == width
     for weight, bias in hidden:
         fitting = fitting and weight.shape == (width, inputs) and bias.shape == (width,)
         inputs = width
@@ -52,7 +54,7 @@ def implicit_filter(
             f"{tuple(decay.shape)}"
         )
     tensors = (position, frequency, *(t for layer in hidden for t in layer), out, decay)
-    narrow = len(hidden) == HIDDEN and width <= NARROW and position.shape[1] <= 2 * NARROW
+    narrow = len(hidden) == HIDDEN and width <= NARROW and position.shape[1] < 2 * NARROW
     if use_triton(backend, *tensors) and narrow and out.numel() and len(position):
         from kernels.implicit_filter import triton
 

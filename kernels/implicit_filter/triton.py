@@ -30,6 +30,7 @@ def _sine(x, COSINE: tl.constexpr):
         turns += 0.5
         sign = -sign
     x = ((x - turns * PI) - turns * PI_BEYOND) - turns * PI_REST
+    x = tl.minimum(tl.maximum(x, -1.6), 1.6)  # where no digit is left, from 1e7 on
     y = x * x
     series = -1 / 5040 + y * (1 / 362880 - y * (1 / 39916800))
     return sign * (x + x * y * (-1 / 6 + y * (1 / 120 + y * series)))
@@ -64,10 +65,10 @@ def _features(position, t, L, E: tl.constexpr):
 
 
 @triton.jit
-def _channels(z, out, decay, c, t, C, F: tl.constexpr):
+def _channels(z, out, decay, c, t, L, C, F: tl.constexpr):
     """exp(-decay t), and the filters' taps, both (channels, tokens)."""
     here = c < C
-    fading = tl.exp(-tl.load(decay + c, mask=here, other=0.0).to(tl.float32)[:, None] * t[None, :])
+    fading = tl.exp(-tl.load(decay + c, mask=here, other=0.0).to(tl.float32)[:, None] * tl.minimum(t, L - 1)[None, :])
     taps = tl.zeros(fading.shape, tl.float32)
     for o in tl.static_range(F):
         taps += tl.load(out + c * F + o, mask=here, other=0.0).to(tl.float32)[:, None] * z[o][None, :]
@@ -84,7 +85,7 @@ def forward_kernel(
     z = _sines(_angles(_features(position, t, L, E), w0, b0, E, F), frequency, F)
     z = _sines(_angles(z, w1, b1, F, F), frequency, F)
     z = _sines(_angles(z, w2, b2, F, F), frequency, F)
-    _, taps = _channels(z, out, decay, c, t, C, F)
+    _, taps = _channels(z, out, decay, c, t, L, C, F)
     place = h + c.to(tl.int64)[:, None] * L + t[None, :]
     tl.store(place, taps, mask=(c < C)[:, None] & (t < L)[None, :])
 
@@ -133,7 +134,7 @@ def backward_kernel(
         dz += (tl.zeros((BT,), tl.float32),)
     for first in range(0, C, BC):
         c = first + tl.arange(0, BC)
-        fading, taps = _channels(z3, out, decay, c, t, C, F)
+        fading, taps = _channels(z3, out, decay, c, t, L, C, F)
         place = dh + c.to(tl.int64)[:, None] * L + t[None, :]
         gradient = tl.load(place, mask=(c < C)[:, None] & (t < L)[None, :], other=0.0)
         tl.store(of_out + C * F + c, -tl.sum(gradient * taps * t[None, :], 1), mask=c < C)

@@ -16,7 +16,7 @@ from mad.training.data import padded
 from mad.training.schedule import SCHEDULES
 
 MOST_SEED = 2**64 - 1  # what torch's generators take
-WORTH_COMPILING = 1000  # steps; compiling takes 4 to 15 s, but once a shape and process, which settings share
+WORTH_COMPILING = 1000  # steps; compiling takes 4 to 25 s, but once a shape and process, which settings share
 CHOICES = {
     "arch.init": models.INITS,
     "optim.schedule": tuple(SCHEDULES),

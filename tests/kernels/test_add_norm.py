@@ -100,6 +100,19 @@ def test_no_offset():
         torch.testing.assert_close(got, want)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's
+def test_what_is_no_number_stays_none():
+    x = torch.randn(3, 16, device=HERE)
+    x[1, 3] = torch.nan
+    x[2] = 0
+    for options in ({}, {"center": True}, {"eps": 0.0}):
+        got, want = (
+            add_norm(x, None, torch.ones(16, device=HERE), backend=backend, **options)[1]
+            for backend in ("triton", "torch")
+        )
+        torch.testing.assert_close(got, want, equal_nan=True)
+
+
 def test_x_and_y_have_gradients_of_their_own():
     given = {name: t.float().to(HERE).requires_grad_() for name, t in example((3, 16)).items()}
     for _ in range(2):  # added to the first ones, in place

@@ -56,6 +56,21 @@ def test_angles_of_many_turns(where, size):
     verify(call, taps, given, scale=max(1, size), **where)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's, of an infinite angle
+def test_sines_to_the_last_digits():
+    """Of whole numbers, which fp32 holds exactly, up to 1e4; beyond what it resolves they are still numbers."""
+    one, zero = torch.ones(1, 1, device=HERE), torch.zeros(1, device=HERE)
+    layers = {f"w{i}": one for i in range(3)} | {f"b{i}": zero for i in range(3)}
+
+    def of(angles):
+        position = torch.tensor(angles, device=HERE).unsqueeze(-1)
+        return call(position, one[0], one, zero, backend="triton", **layers)[0]
+
+    angles = torch.arange(-10_000.0, 10_001.0, 77.0)
+    assert (of(angles.tolist()).cpu().double() - angles.double().sin().sin().sin()).abs().max() < 3e-7
+    assert of([1e8, -3e9, 1e15]).abs().max() < 1 and of([math.inf]).isnan().all()
+
+
 def test_weights_that_lie_apart(where):
     given = example(6, 20, 3, 4)
     for name in ("position", "w1", "out"):

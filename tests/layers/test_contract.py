@@ -239,10 +239,17 @@ def test_a_forward_of_its_own_takes_its_input_as_it_is():
         def forward(self, x):
             return super().forward(x) + x
 
+    class Mix:
+        def forward(self, x):
+            return x
+
     class Same(layers.registry.get("swiglu")):
         pass
 
-    assert (Mine.takes_rounded, Same.takes_rounded) == (False, True)
+    class Mixed(Mix, layers.registry.get("swiglu")):
+        pass
+
+    assert (Mine.takes_rounded, Same.takes_rounded, Mixed.takes_rounded) == (False, True, False)
 
 
 def of_tokens(y, want, size):

@@ -25,3 +25,10 @@ def test_autocast_does_not_round_a_wide_filters_angles():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = made(64)
     assert (got - want).norm() < 1e-5 * want.norm()
+
+
+def test_more_taps_than_it_was_built_for():
+    made = build_filter("implicit", 4, 33)
+    assert made(33).shape == (4, 33) and made(0).shape == (4, 0)
+    with pytest.raises(ValueError, match="built for max_length=33, got 40 tokens"):
+        made(40)
