@@ -18,19 +18,19 @@ TILE = 1024  # numbers of a block of rows: eight a thread
 
 @triton.jit
 def _place(block, N, D, BN: tl.constexpr, BD: tl.constexpr):
-    """Where the numbers of a block of rows are in contiguous (N, D), and which of them are."""
-    n = tl.cast(block, tl.int64) * BN + tl.arange(0, BN)[:, None]
+    """Where the numbers of a block of rows are in contiguous (N, D), which of them are, and which rows."""
+    n = tl.cast(block, tl.int64) * BN + tl.arange(0, BN)
     d = tl.arange(0, BD)[None, :]
-    return n * D + d, (n < N) & (d < D)
+    here = n < N
+    return n[:, None] * D + d, here[:, None] & (d < D), here
 
 
 @triton.jit
-def _deviations(s, inside, block, eps, N, D, CENTER: tl.constexpr):
+def _deviations(s, inside, here, eps, D, CENTER: tl.constexpr):
     """s, or with CENTER s less its mean, over its root mean square; and one over that, (BN,)."""
     if CENTER:
         s = tl.where(inside, s - (tl.sum(s, 1) / D)[:, None], 0.0)
-    here = tl.cast(block, tl.int64) * s.shape[0] + tl.arange(0, s.shape[0]) < N  # beyond all is 0, and so may eps be
-    r = 1 / tl.sqrt(tl.where(here, tl.sum(s * s, 1) / D + eps, 1.0))
+    r = 1 / tl.sqrt(tl.where(here, tl.sum(s * s, 1) / D + eps, 1.0))  # beyond all is 0, and so may eps be
     return s * r[:, None], r
 
 
@@ -39,13 +39,13 @@ def forward_kernel(
     x, y, weight, bias, total, normed, eps, N, D,
     ADD: tl.constexpr, BIAS: tl.constexpr, CENTER: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    place, inside = _place(tl.program_id(0), N, D, BN, BD)
+    place, inside, here = _place(tl.program_id(0), N, D, BN, BD)
     d = tl.arange(0, BD)
     s = tl.load(x + place, mask=inside, other=0.0)
     if ADD:
         s = (s.to(tl.float32) + tl.load(y + place, mask=inside, other=0.0).to(tl.float32)).to(total.dtype.element_ty)
         tl.store(total + place, s, mask=inside)
-    n, _ = _deviations(s.to(tl.float32), inside, tl.program_id(0), eps, N, D, CENTER)
+    n, _ = _deviations(s.to(tl.float32), inside, here, eps, D, CENTER)
     n *= tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
     if BIAS:
         n += tl.load(bias + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
@@ -64,9 +64,9 @@ def backward_kernel(
     w = tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
     sum_w, sum_b = tl.zeros((BN, BD), tl.float32), tl.zeros((BN, BD), tl.float32)
     for block in range(tl.program_id(0), tl.cdiv(N, BN), tl.num_programs(0)):
-        place, inside = _place(block, N, D, BN, BD)
+        place, inside, here = _place(block, N, D, BN, BD)
         s = tl.load(total + place, mask=inside, other=0.0).to(tl.float32)
-        n, r = _deviations(s, inside, block, eps, N, D, CENTER)
+        n, r = _deviations(s, inside, here, eps, D, CENTER)
         gradient = tl.load(dn + place, mask=inside, other=0.0).to(tl.float32)
         sum_w += gradient * n
         if BIAS:
@@ -81,10 +81,10 @@ def backward_kernel(
         tl.store(dx + place, slope.to(dx.dtype.element_ty), mask=inside)
         if ADDED:
             tl.store(dy + place, slope.to(dy.dtype.element_ty), mask=inside)
-    here = partial + tl.program_id(0) * (2 if BIAS else 1) * D + d
-    tl.store(here, tl.sum(sum_w, 0), mask=d < D)
+    partial += tl.program_id(0) * (2 if BIAS else 1) * D + d
+    tl.store(partial, tl.sum(sum_w, 0), mask=d < D)
     if BIAS:
-        tl.store(here + D, tl.sum(sum_b, 0), mask=d < D)
+        tl.store(partial + D, tl.sum(sum_b, 0), mask=d < D)
 
 
 def tiling(width: int) -> dict[str, int]:

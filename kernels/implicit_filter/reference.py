@@ -24,7 +24,7 @@ def implicit_filter(
         z = wide(position)
         for weight, bias in hidden:
             z = torch.sin(frequency * product(z, wide(weight), wide(bias)))
-        return product(wide(z), wide(out)).t() * torch.exp(-decay.unsqueeze(-1) * steps)
+        return product(z, wide(out)).t() * torch.exp(-decay.unsqueeze(-1) * steps)
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -144,8 +144,8 @@ def measure(arch: dict[str, Any], task: dict[str, Any], mode: str, lanes: int, s
             raise ended.error or RuntimeError("a run came to its end")
     except Enough:
         pass
-    ends = [(timed(seen)[0], timed(seen)[-1]) for seen in times.values()]
-    steps = sum((to - step) / (end - start) for (start, step), (end, to) in ends)
+    counted = map(timed, times.values())
+    steps = sum((seen[-1][1] - seen[0][1]) / (seen[-1][0] - seen[0][0]) for seen in counted)
     ready = max(seen[1][0] for seen in times.values()) - began
     built = build_task(run)
     model, batch, layers = cost(run, built), run.train.batch_size, len(run.arch.stack)

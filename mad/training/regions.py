@@ -29,8 +29,7 @@ def compile_layers(model: Any) -> None:
     model.stack.run = _run()
     if hasattr(model, "decoder"):
         decoder = model.decoder
-        compiled = torch.compile(decoder.forward, dynamic=False, options=OPTIONS)
-        decoder.forward = _or_plain(compiled, decoder.forward, lambda x: type(decoder))
+        decoder.forward = _compiled(decoder.forward, lambda x: type(decoder))
 
 
 @functools.cache
@@ -39,7 +38,11 @@ def _run() -> Any:
     settings.recompile_limit = max(settings.recompile_limit, VERSIONS)
     settings.accumulated_recompile_limit = max(settings.accumulated_recompile_limit, VERSIONS)
     warnings.filterwarnings("ignore", message=r"\s*Online softmax is disabled")  # nothing a user could change
-    return _or_plain(torch.compile(run, dynamic=False, options=OPTIONS), run, lambda layer, x: type(layer))
+    return _compiled(run, lambda layer, x: type(layer))
+
+
+def _compiled(forward: Any, kind: Callable[..., type]) -> Any:
+    return _or_plain(torch.compile(forward, dynamic=False, options=OPTIONS), forward, kind)
 
 
 def _or_plain(compiled: Any, plain: Any, kind: Callable[..., type]) -> Any:
