@@ -11,7 +11,7 @@ from layers import filters
 from layers.base import Layer, positive
 from mad.memory import enough_for
 from mad.models.positions import at_positions
-from mad.models.stack import Stack, join, new_norm
+from mad.models.stack import Norm, Stack
 from mad.registry import check_switch, unknown
 
 INITS = ("own", "normal", "gpt2")
@@ -47,7 +47,7 @@ class LanguageModel(nn.Module):
                 f"a language model needs causal layers, but {', '.join(self.stack.not_causal)} looks ahead; "
                 "it fits the head 'autoencoder' only"
             )
-        self.norm = new_norm(norm, dim)
+        self.norm = Norm(norm, dim)
         self.head = nn.Linear(dim, vocab_size, bias=head_bias)
         nn.init.normal_(self.head.weight, std=0.02)
         if head_bias:
@@ -64,7 +64,7 @@ class LanguageModel(nn.Module):
         """Of x + y, where there is a y."""
         if positions is not None:
             x, y = at_positions(x if y is None else x + y, positions), None
-        return self.head(join(self.norm, x, y, rounded=True)[1])
+        return self.head(self.norm(x, y, rounded=True)[1])
 
     def flops(self, length: int) -> int:
         return self.stack.flops(length) + 2 * length * self.head.in_features * self.head.out_features
@@ -99,13 +99,13 @@ class Decoder(nn.Module):
 
     def __init__(self, dim: int, norm: str):
         super().__init__()
-        self.norms = nn.ModuleList(new_norm(norm, dim) for _ in range(2))
+        self.norms = nn.ModuleList(Norm(norm, dim) for _ in range(2))
         self.linears = nn.ModuleList(nn.Linear(dim, dim) for _ in range(2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.dtype  # the norms' own, whatever the products between them are rounded to
         for norm, linear in zip(self.norms, self.linears, strict=True):
-            x = nn.functional.gelu(linear(norm(x.to(wide))))
+            x = nn.functional.gelu(linear(norm(x.to(wide), rounded=True)[1]))
         return x.to(wide)
 
 

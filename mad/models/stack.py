@@ -13,26 +13,39 @@ from layers import Layer
 from mad.models.notation import Spec, expand
 from mad.registry import unknown
 
-NORMS = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}
+NORMS = {"rms": False, "layer": True}  # whether the mean is subtracted
 
 
-def new_norm(norm: str, dim: int) -> nn.Module:
-    if norm not in NORMS:
-        raise unknown("norm", norm, NORMS)
-    return NORMS[norm](dim, eps=1e-5)
+class Norm(nn.Module):
+    """RMSNorm or LayerNorm of the residual stream, taken where a branch's output y is added to it: one kernel for both.
+
+    Args:
+        kind: of NORMS.
+    """
+
+    def __init__(self, kind: str, dim: int):
+        super().__init__()
+        if kind not in NORMS:
+            raise unknown("norm", kind, NORMS)
+        self.center, self.eps = NORMS[kind], 1e-5
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim)) if self.center else None
+
+    def forward(
+        self, x: torch.Tensor, y: torch.Tensor | None = None, *, rounded: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x (..., dim), y the same or None -> x + y, and the norm of that, where `rounded` of the type that autocast
+        gives to products."""
+        dtype = mixed_type(x) if rounded else None
+        return kernels.add_norm(x, y, self.weight, self.bias, center=self.center, eps=self.eps, dtype=dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, center={self.center}, eps={self.eps}"
 
 
 def run(layer: Layer, x: torch.Tensor) -> torch.Tensor:
     """(B, T, dim) -> (B, T, dim). A function of the layer, of which compiled code is kept for each kind."""
     return layer(x)
-
-
-def join(norm: Any, x: torch.Tensor, y: torch.Tensor | None, rounded: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The residual stream x plus a branch's output y, if there is one, and the norm of that, where `rounded` of the
-    type that autocast gives to products. Of one of NORMS, whose own forward is not called: so no hook of it is."""
-    bias, center = getattr(norm, "bias", None), isinstance(norm, nn.LayerNorm)
-    dtype = mixed_type(x) if rounded else None
-    return kernels.add_norm(x, y, norm.weight, bias, center=center, eps=norm.eps, dtype=dtype)
 
 
 class Parallel(Layer):
@@ -79,7 +92,7 @@ class Stack(nn.Module):
     def __init__(self, stack: Any, dim: int, max_length: int, norm: str = "rms"):
         super().__init__()
         self.layers: Any = nn.ModuleList(build_layer(spec, dim, max_length) for spec in expand(stack))
-        self.norms = nn.ModuleList(new_norm(norm, dim) for _ in self.layers)
+        self.norms = nn.ModuleList(Norm(norm, dim) for _ in self.layers)
         self.run = run  # or a compiled one
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -90,7 +103,7 @@ class Stack(nn.Module):
         """The output in two parts: the residual stream, and the last branch's output, not yet added to it."""
         y = None
         for norm, layer in zip(self.norms, self.layers, strict=True):
-            x, normed = join(norm, x, y, layer.takes_rounded)
+            x, normed = norm(x, y, rounded=layer.takes_rounded)
             y = self.run(layer, normed)
         return x, y
 
@@ -104,12 +117,13 @@ class Stack(nn.Module):
 
     def step(self, x_t: torch.Tensor, state: Any) -> tuple[torch.Tensor, tuple]:
         """x_t (B, dim), state -> (B, dim), state."""
-        states = []
+        states: list[Any] = []
+        y: Any = None
         for norm, layer, layer_state in zip(self.norms, self.layers, state, strict=True):
-            y, layer_state = layer.step(norm(x_t), layer_state)
-            x_t = x_t + y
+            x_t, normed = norm(x_t, y)
+            y, layer_state = layer.step(normed, layer_state)
             states.append(layer_state)
-        return x_t, tuple(states)
+        return x_t + y, tuple(states)
 
     def state_size(self, length: int) -> int:
         return sum(layer.state_size(length) for layer in self.layers)

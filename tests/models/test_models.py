@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import kernels
 import layers
@@ -127,12 +128,17 @@ def test_a_model_is_branches_with_norms_before_them(norm, bf16, positions):
     model = models.build("mh_hyena-swiglu-base_conv-attention|gla-mlp", 16, 8, 10, norm=norm)
     tokens = torch.randint(8, (2, 10))
 
+    def normed(part, x):
+        if norm == "rms":
+            return F.rms_norm(x, (16,), part.weight, 1e-5)
+        return F.layer_norm(x, (16,), part.weight, part.bias, 1e-5)
+
     def plain():
         x = model.embedding(tokens)
-        for branch_norm, layer in zip(model.stack.norms, model.stack.layers, strict=True):
-            x = x + layer(branch_norm(x))
+        for part, layer in zip(model.stack.norms, model.stack.layers, strict=True):
+            x = x + layer(normed(part, x))
         x = x if positions is None else x.gather(1, positions.unsqueeze(-1).expand(-1, -1, 16))
-        return model.head(model.norm(x))
+        return model.head(normed(model.norm, x))
 
     outcomes = []
     for logits in (lambda: model(tokens, positions), plain):
@@ -140,6 +146,17 @@ def test_a_model_is_branches_with_norms_before_them(norm, bf16, positions):
             y = logits()
         outcomes.append((y, *torch.autograd.grad(y.float().square().sum(), list(model.parameters()))))
     assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
+
+
+def test_hooks_see_every_part():
+    """What is between the layers is taken together, and still each module is called, once."""
+    model = models.build("hyena-swiglu", 16, 8, 10)
+    seen: list[str] = []
+    for name, part in model.named_modules():
+        part.register_forward_hook(lambda *_, name=name: seen.append(name))
+    model(torch.randint(8, (2, 10)))
+    parts = ["embedding", "stack.norms.0", "stack.layers.0", "stack.norms.1", "stack.layers.1", "norm", "head", ""]
+    assert [name for name in seen if name in parts] == parts
 
 
 def test_fp64_and_the_meta_device_know_no_autocast():
