@@ -3,8 +3,9 @@
 import importlib.util
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from numbers import Integral
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -105,6 +106,11 @@ def mixed_type(x: torch.Tensor) -> torch.dtype:
 def mixed(x: torch.Tensor) -> torch.Tensor:
     """x in its `mixed_type`."""
     return x.to(mixed_type(x))
+
+
+def as_given(x: torch.Tensor) -> AbstractContextManager[Any]:
+    """Where products are of the types that they are given, whatever autocast there is where x lies."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)  # there is none on "meta"
 
 
 def check_whole(**options: int) -> None:

@@ -8,6 +8,7 @@ from torch import nn
 
 import kernels
 import layers
+from kernels.checks import as_given
 from layers.base import Layer, positive, split_heads
 from layers.gated_projection import fft_conv_flops, from_tokens, new_taps, to_tokens
 from layers.mamba import log_steps
@@ -52,7 +53,7 @@ class DiagonalFilter(nn.Module):
         i = STRIDE * torch.arange(-(-length // STRIDE), device=angle.device, dtype=angle.dtype)
         (cos_i, sin_i), (cos_j, sin_j) = (_powers(log_abs * t, angle * t) for t in (i, j))  # (channels, pairs, .)
         coarse = torch.cat([real * cos_i - imaginary * sin_i, -(real * sin_i + imaginary * cos_i)], dim=1)
-        with torch.autocast(angle.device.type, enabled=False):
+        with as_given(angle):
             taps = 2 * coarse.mT @ torch.cat([cos_j, sin_j], dim=1)  # (channels, L / STRIDE, STRIDE)
         return taps.flatten(1)[:, :length]
 

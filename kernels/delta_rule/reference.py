@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from kernels.checks import wide
+from kernels.checks import as_given, wide
 from kernels.linear_attention.reference import chunked
 
 CHUNK = 64
@@ -33,7 +33,7 @@ def delta_rule(
 ) -> Any:
     """See kernels.delta_rule."""
     dtype, length = v.dtype, q.shape[2]
-    with torch.autocast(v.device.type, enabled=False):
+    with as_given(v):
         v = wide(v)
         q, k, beta = (t.to(v.dtype) for t in (q, k, beta))
         decay = torch.zeros_like(beta) if decay is None else decay.to(v.dtype)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from kernels.checks import wide
+from kernels.checks import as_given, wide
 from kernels.linear_attention.reference import chunked, segments
 
 CHUNK = 8  # of 4 to 32 the fastest on a CPU
@@ -37,7 +37,7 @@ def dplr_delta_rule(
 ) -> Any:
     """See kernels.dplr_delta_rule."""
     dtype, length = v.dtype, q.shape[2]
-    with torch.autocast(v.device.type, enabled=False):
+    with as_given(v):
         v = wide(v)
         q, k, a, b, g = (t.to(v.dtype) for t in (q, k, a, b, decay))
         shape = (*k.shape[:2], k.shape[3], v.shape[3])

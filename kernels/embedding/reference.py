@@ -5,6 +5,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from kernels.checks import as_given
+
 FEW = 256  # vectors up to which their gradient is a product with a one-hot matrix on a GPU
 
 
@@ -29,5 +31,5 @@ class _Lookup(torch.autograd.Function):
         (tokens,), (gradient,) = ctx.saved_tensors, gradients
         ids = torch.arange(ctx.rows, device=tokens.device).unsqueeze(-1)
         one_hot = (ids == tokens.flatten()).to(gradient.dtype)  # (V, N)
-        with torch.autocast(tokens.device.type, enabled=False):
+        with as_given(tokens):
             return one_hot @ gradient.flatten(0, -2), None

@@ -10,7 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from kernels.checks import wide
+from kernels.checks import as_given, wide
 
 TOEPLITZ_MAX = 192
 PRODUCTS_UPTO = 4  # kept frequencies, over log2 of the points, up to which products cost less than an FFT
@@ -28,7 +28,7 @@ def fft_conv(
     """See kernels.fft_conv."""
     dtype = u.dtype
     length = u.shape[-1]
-    with torch.autocast(u.device.type, enabled=False):
+    with as_given(u):
         w = wide(u)
         k = k[:, :length].to(w.dtype)
         if pre_gate is not None:

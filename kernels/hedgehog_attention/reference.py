@@ -2,14 +2,14 @@
 
 import torch
 
-from kernels.checks import wide
+from kernels.checks import as_given, wide
 from kernels.linear_attention import reference as linear
 
 
 def hedgehog_attention(q, k, v, w_q, w_k, *, window, mix, normalize: bool, eps: float) -> torch.Tensor:
     """See kernels.hedgehog_attention."""
     dtype = v.dtype
-    with torch.autocast(v.device.type, enabled=False):
+    with as_given(v):
         v = wide(v)
         q, k, w_q, w_k = (t.to(v.dtype) for t in (q, k, w_q, w_k))
         phi_q, phi_k = features(q, w_q), features(k, w_k)

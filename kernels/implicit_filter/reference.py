@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from kernels.checks import wide
+from kernels.checks import as_given, wide
 
 NARROW = 16  # inputs
 
@@ -20,7 +20,7 @@ def implicit_filter(
     """See kernels.implicit_filter. Not in less than fp32: the sines would see rounded angles."""
     decay = wide(decay)
     steps = torch.arange(len(position), device=decay.device, dtype=decay.dtype)  # bf16 counts to 256
-    with torch.autocast(position.device.type, enabled=False):
+    with as_given(position):
         z = wide(position)
         for weight, bias in hidden:
             z = torch.sin(frequency * product(z, wide(weight), wide(bias)))

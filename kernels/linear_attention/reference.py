@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from kernels.checks import wide
+from kernels.checks import as_given, wide
 
 CHUNK = 64
 CHANNEL_CHUNK = 16  # with a decay a channel: its scores within a chunk are sums of CHUNK F exponentials a token
@@ -34,7 +34,7 @@ def linear_attention(
     if decay is None and initial_state is None and not return_state:
         return causal(q, k, v, inner_products, lambda x: x, q.shape[-1], normalize=normalize, eps=eps)
     dtype = v.dtype
-    with torch.autocast(v.device.type, enabled=False):
+    with as_given(v):
         v = wide(v)
         q, k = q.to(v.dtype), k.to(v.dtype)
         v = F.pad(v, (0, 1), value=1.0) if normalize else v
@@ -62,7 +62,7 @@ def causal(
 ) -> torch.Tensor:
     """Attention whose weights are `scores(q, k)`, which are inner products of `features`."""
     dtype = v.dtype
-    with torch.autocast(v.device.type, enabled=False):
+    with as_given(v):
         v = wide(v)
         q, k = q.to(v.dtype), k.to(v.dtype)
         if normalize:  # the sum of the weights is one more column of values

@@ -4,14 +4,14 @@ from collections.abc import Callable
 
 import torch
 
-from kernels.checks import wide
+from kernels.checks import as_given, wide
 
 
 def rational_spectrum(a, b, h0, length: int, *, exact: bool, divide: Callable) -> torch.Tensor:
     """See kernels.rational_spectrum."""
     n = max(length, a.shape[1] + 1)
     n += n % 2
-    with torch.autocast(a.device.type, enabled=False):
+    with as_given(a):
         a, b, h0 = wide(a), wide(b), wide(h0)
         if exact:
             b, h0 = cut_off(a, b, h0, n)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from kernels.checks import wide
+from kernels.checks import as_given, wide
 
 
 def selective_scan(
@@ -29,7 +29,7 @@ def selective_scan(
 ) -> Any:
     """See kernels.selective_scan."""
     dtype = u.dtype
-    with torch.autocast(u.device.type, enabled=False):
+    with as_given(u):
         u = wide(u)
         dt, a, b, c = (x.to(u.dtype) for x in (dt, a, b, c))
         if initial_state is None:

@@ -2,12 +2,12 @@
 
 import torch
 
-from kernels.checks import wide
+from kernels.checks import as_given, wide
 
 
 def shared_prefix_attention(q, prefixes, suffix_k, suffix_v, suffix_lengths) -> torch.Tensor:
     """See kernels.shared_prefix_attention; every level is (k, v, lengths or None)."""
-    with torch.autocast(q.device.type, enabled=False):
+    with as_given(q):
         parts = [level(q, *prefix) for prefix in prefixes]
         parts.append(level(q, suffix_k, suffix_v, suffix_lengths))
         outputs, lse = (torch.stack(t) for t in zip(*parts, strict=True))  # (levels, B, n, Hq, d), (levels, B, n, Hq)

@@ -7,7 +7,7 @@ several outputs read one input, a small matrix product over the shifted copies (
 import torch
 import torch.nn.functional as F
 
-from kernels.checks import ACTIVATIONS, wide
+from kernels.checks import ACTIVATIONS, as_given, wide
 
 STREAMS = 3  # into which outputs may be cut, at most
 
@@ -18,7 +18,7 @@ def short_conv(
     """u (B, H, L), w (r H, K), bias (r H,) -> (B, r H, L), of u's type, summed in fp32; output c reads channel
     c mod H."""
     dtype = u.dtype
-    with torch.autocast(u.device.type, enabled=False):
+    with as_given(u):
         u = wide(u)
         w = w.to(u.dtype)  # not by way of u's own type, in which their gradients, sums over the batch, would not fit
         bias = w.new_zeros(w.shape[0]) if bias is None else bias.to(u.dtype)

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from kernels.checks import wide
+from kernels.checks import as_given, wide
 
 
 def sliding_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> torch.Tensor:
@@ -34,6 +34,6 @@ def sliding_step(q, k, v, cache, position):
     reached = (slot <= position.unsqueeze(1)).view(-1, 1, window, 1)
     # what was never written may be anything, NaN too
     shown = (torch.where(reached, t, 0.0).to(wide(v).dtype) for t in (keys, values))
-    with torch.autocast(v.device.type, enabled=False):
+    with as_given(v):
         y = F.scaled_dot_product_attention(q.unsqueeze(2).to(wide(v).dtype), *shown, attn_mask=reached.transpose(2, 3))
     return y.squeeze(2).to(dtype), (keys, values)

@@ -6,7 +6,7 @@ with those off the diagonal scaled by sqrt(2).
 
 import torch
 
-from kernels.checks import wide
+from kernels.checks import as_given, wide
 from kernels.linear_attention.reference import causal, normalized
 
 
@@ -21,7 +21,7 @@ def taylor_step(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See kernels.taylor_step."""
     dtype = v.dtype
-    with torch.autocast(v.device.type, enabled=False):
+    with as_given(v):
         state = wide(state)
         q, k, v = (t.to(state.dtype) for t in (q, k, v))
         v = torch.nn.functional.pad(v, (0, 1), value=1.0) if normalize else v

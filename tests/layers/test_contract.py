@@ -198,6 +198,7 @@ def test_all_of_it_is_built_where_it_is_wanted(spec):
     with torch.device("meta"):
         layer = layers.build(spec, DIM, LENGTH)
     assert all(t.is_meta for t in (*layer.parameters(), *layer.buffers()))
+    assert layer(torch.empty(2, LENGTH, DIM, device="meta")).shape == (2, LENGTH, DIM)
 
 
 def test_a_copy_and_a_state_dict_carry_everything(spec):
