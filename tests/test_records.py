@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mad.config import Run
-from mad.records import SCHEMA, Record, Store, dumps, loads, read_csv, save, write_csv
+from mad.records import SCHEMA, Record, Store, dumps, loads, read_csv, save, table, write_csv
 
 
 def make(seed: int = 0, status: str = "ok", **fields: Any) -> Record:
@@ -183,6 +183,14 @@ def test_the_table_has_a_row_for_every_run_also_failed_and_diverged_ones(tmp_pat
     assert (row["arch.dim"], row["optim.schedule"], row["device"]) == (128, "cosine", "cpu")
     assert table.loc[2, "error"] == "ValueError: no"
     assert pd.isna(table.loc[1, "loss"]) and pd.isna(table.loc[2, "accuracy"])
+
+
+def test_of_a_run_that_reports_another_evaluation_the_table_has_the_last_one_too():
+    last, lowest = make(0), make(1)
+    lowest.config["train"]["report"] = "lowest_perplexity"
+    both = table([last, lowest])
+    assert both["last_accuracy"].isna().tolist() == [True, False] and both["last_accuracy"][1] == 0.25
+    assert "last_accuracy" not in table([last]) and "last_step" not in both
 
 
 def test_results_csv_says_what_the_table_says(tmp_path):

@@ -97,6 +97,7 @@ def _parts(record: Record) -> list[dict[str, Any]]:
         {"lr": optim.pop("lr", None), "weight_decay": optim.pop("weight_decay", None)},
         {"seed": record.config.get("seed")},
         dict(record.metrics),
+        _at_the_end(record.curve) if train.get("report", "last") != "last" else {},
         {key: record.cost.get(key) for key in COST},
         {"steps": record.steps, "seconds": record.seconds, "setup_seconds": record.setup_seconds},
         {
@@ -113,6 +114,11 @@ def _parts(record: Record) -> list[dict[str, Any]]:
         {"git_commit": record.git_commit, "started": record.started},
         {"failure": record.failure, "error": record.last_error},
     ]
+
+
+def _at_the_end(curve: list[dict[str, float]]) -> dict[str, float]:
+    """What the last evaluation measured, of a run that reports another one."""
+    return {f"last_{key}": value for key, value in curve[-1].items() if key != "step"} if curve else {}
 
 
 def _text(value: Any) -> Any:

@@ -16,10 +16,10 @@ from mad.reproduce import PUBLISHED, Comparison, compare
 from mad.reproduce.compare import TOLERANCE, ranks
 from mad.reproduce.layout import MEAN
 
-WIDE = 140  # columns of text where the output is no terminal
+WIDE = 160  # columns of text where the output is no terminal
 SUFFIXES = {"png": (".png", ".pdf", ".svg"), "csv": (".csv",)}
-HEADS = {"d_model": "width", "seq_len": "tokens", "num_kv": "pairs", "plain": "plain accuracy", "ours_bytes": "bytes",
-         "state_bytes": "published bytes"}  # fmt: skip
+HEADS = {"d_model": "width", "seq_len": "tokens", "num_kv": "pairs", "plain": "plain accuracy", "at_end": "at the end",
+         "ours_bytes": "bytes", "state_bytes": "published bytes"}  # fmt: skip
 HIDDEN = ("perplexity", "runs", "settings", "settings_expected", "points", "points_expected")  # in the CSV, or combined
 
 

@@ -20,7 +20,11 @@ from mad.reproduce.published import PUBLISHED, Published
 from mad.scaling import RankCorrelation, rank_correlation
 
 TOLERANCE = 0.03  # beyond which a difference asks for a reason
-EXTRAS = {"mad_table": {"plain": "accuracy"}, "based_figure2": {"ours_bytes": "state_size"}}  # ours -> a run's column
+OTHERWISE = {"plain": "accuracy", "at_end": "last_batch_macro_accuracy"}  # a column of rows -> of runs: ours by another
+EXTRAS = {
+    "mad_table": OTHERWISE,
+    "based_figure2": {"ours_bytes": "state_size"},
+}  # score, or what else a row has of ours
 VERDICTS = ("reproduced", "off", "partial", "no run", "not published")
 
 
@@ -33,8 +37,8 @@ class Comparison:
         rows: these, then ours, published, difference (ours minus published), settings and points (distinct ones with a
             result, of the seed that has fewest) and how many are expected of either, runs (those that count: in no
             place of the published grid they do only where a row has no other), verdict (of VERDICTS). Of the MAD table
-            also plain (ours by plain accuracy) and perplexity (published); of BASED's figure ours_bytes and state_bytes
-            (of the recurrent state at 1,024 tokens, 4 an element).
+            also plain (ours by plain accuracy), at_end (ours by the last evaluation) and perplexity (published); of
+            BASED's figure ours_bytes and state_bytes (of the recurrent state at 1,024 tokens, 4 an element).
         departed: column of the recipe -> (our values, the published one).
         left_out: runs of other tasks.
         failed: runs without a result.
@@ -112,9 +116,9 @@ def _measure(runs: Frame, keys: list[str]) -> Frame:
     done = done[placed | ~placed.groupby([done[key] for key in keys], dropna=False).transform("any")]
     by = done.groupby(keys, dropna=False)
     found = pd.DataFrame({"ours": _score(done, keys, "score")})
-    if "plain" in runs:
-        plain = done.assign(plain=done["plain"].mask(done["status"] == "diverged", 0.0))
-        found["plain"] = _score(plain, keys, "plain")
+    for column in (c for c in OTHERWISE if c in runs):
+        scored = done.assign(**{column: done[column].mask(done["status"] == "diverged", 0.0)})
+        found[column] = _score(scored, keys, column)
     if "ours_bytes" in runs:
         found["ours_bytes"] = 4 * by["ours_bytes"].max()
     found["settings"], found["runs"] = by["setting"].nunique(), by.size()

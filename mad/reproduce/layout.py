@@ -33,7 +33,7 @@ def with_means(rows: Frame) -> Frame:
     for model, own in rows.groupby("model", sort=False):
         whole = set(own["task"]) == set(MAD_SETTINGS)
         mean = {key: own[key].mean() if whole and own[key].notna().all() else np.nan
-                for key in ("ours", "plain", "published", "perplexity") if key in own}  # fmt: skip
+                for key in ("ours", "plain", "at_end", "published", "perplexity") if key in own}  # fmt: skip
         counts = {key: own[key].sum() for key in ("settings", "points", "runs")}
         departs = own["departs"].isin([True]).any()  # NaN where there is no run
         more = {"model": model, "task": MEAN, "settings_expected": sum(map(_settings_of, MAD_SETTINGS))}

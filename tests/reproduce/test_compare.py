@@ -133,6 +133,10 @@ def test_off_diverged_failed_and_seeds(mad_table):
     assert off["verdict"] == "off" and off["difference"] == pytest.approx(-0.095)
     diverged = at(compare("mad_table", mine.assign(status="diverged")), **keys)
     assert (diverged["ours"], diverged["plain"], diverged["points"], diverged["verdict"]) == (0, 0, 36, "off")
+    falls = mine.assign(last_batch_macro_accuracy=mine["batch_macro_accuracy"] - 0.2)
+    fallen = at(compare("mad_table", falls), **keys)
+    assert fallen["ours"] == pytest.approx(0.895) and fallen["at_end"] == pytest.approx(0.695)
+    assert at(compare("mad_table", falls.assign(status="diverged")), **keys)["at_end"] == 0
     first = mine.index == mine.index[0]
     found = compare("mad_table", mine.assign(status=np.where(first, "failed", "ok")))
     assert found.failed == 1 and at(found, **keys)["points"] == 35
