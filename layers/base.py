@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from mad.registry import is_number
+
 
 class Layer(nn.Module):
     """One residual branch, (B, T, dim) -> (B, T, dim), without the norm before it and the sum after it.
@@ -63,10 +65,14 @@ class Layer(nn.Module):
         """Trained parameters that one token uses: all, but where it is routed through some of the experts only."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
-    def check_length(self, x: torch.Tensor) -> None:
-        """Raise for an x that is not (B, T, dim), or longer than the layer was built for."""
+    def check_shape(self, x: torch.Tensor) -> None:
+        """Raise for an x that is not (B, T, dim)."""
         if x.dim() != 3 or x.shape[2] != self.dim:
             raise ValueError(f"{type(self).__name__} expected x (B, T, {self.dim}), got {tuple(x.shape)}")
+
+    def check_length(self, x: torch.Tensor) -> None:
+        """The same, and for more tokens than the layer was built for."""
+        self.check_shape(x)
         self.check_tokens(x.shape[1])
 
     def check_tokens(self, number: int) -> None:
@@ -98,6 +104,13 @@ def positive(**options: int) -> None:
     for name, value in options.items():
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def above_zero(**options: float) -> None:
+    """The same for finite numbers above 0."""
+    for name, value in options.items():
+        if not is_number(value) or value <= 0:
+            raise ValueError(f"{name} must be a number above 0, got {value!r}")
 
 
 def split_heads(dim: int, parts: int, what: str = "dim", option: str = "num_heads") -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import kernels
-from layers.base import positive
+from layers.base import above_zero, positive
 from mad.registry import Registry
 
 registry = Registry("filter")
@@ -70,8 +70,7 @@ class ImplicitFilter(nn.Module):
         positive(filter_order=filter_order, emb_dim=emb_dim)
         if emb_dim < 3 or emb_dim % 2 == 0:
             raise ValueError(f"emb_dim must be odd and at least 3 (t, and cos and sin of each band), got {emb_dim}")
-        if not isinstance(sine_frequency, (int, float)) or not 0 < sine_frequency < math.inf:
-            raise ValueError(f"sine_frequency must be a number above 0, got {sine_frequency!r}")
+        above_zero(sine_frequency=sine_frequency)
         t = torch.linspace(0, 1, max_length).unsqueeze(-1)  # (L, 1)
         bands = torch.linspace(1e-4, (emb_dim - 1) // 2 - 1, (emb_dim - 1) // 2)
         angles = 2 * math.pi * torch.arange(max_length).unsqueeze(-1) / max_length * bands

@@ -1,6 +1,5 @@
 """Gated linear attention: a linear attention whose state forgets, channel by channel, as the token says."""
 
-import math
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import nn
 
 import kernels
 import layers
-from layers.base import Layer, positive, split_heads
+from layers.base import Layer, above_zero, positive, split_heads
 from layers.norm import WideRMSNorm
 
 
@@ -42,9 +41,7 @@ class GatedLinearAttention(Layer):
         super().__init__(dim, max_length)
         self.num_heads, self.rank, self.temperature = num_heads, rank, temperature
         positive(rank=rank)
-        for name, value in (("expand_k", expand_k), ("temperature", temperature)):
-            if not isinstance(value, (int, float)) or not 0 < value < math.inf:
-                raise ValueError(f"{name} must be a number above 0, got {value!r}")
+        above_zero(expand_k=expand_k, temperature=temperature)
         self.keys = round(expand_k * dim)
         if not self.keys:
             raise ValueError(f"expand_k={expand_k} leaves no key of dim={dim}; expected at least {1 / dim:.3g}")

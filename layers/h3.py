@@ -31,7 +31,7 @@ class DiagonalFilter(nn.Module):
         pairs = num_states // 2
         self.log_dt = nn.Parameter(log_steps(channels))
         self.log_rate = nn.Parameter(torch.full((channels, pairs), math.log(0.5)))
-        self.frequency = nn.Parameter(math.pi * torch.arange(pairs, dtype=torch.float32).repeat(channels, 1))
+        self.frequency = nn.Parameter(math.pi * torch.arange(pairs).repeat(channels, 1))
         self.read = nn.Parameter(torch.randn(2, channels, pairs) * 0.5**0.5)  # real and imaginary part of c
 
     def discrete(self) -> tuple[torch.Tensor, ...]:

@@ -91,7 +91,7 @@ class HyenaExperts(Layer):
 
     def active_params(self) -> int:
         """The convolutions run over all channels, so only the input map's experts count by the top k."""
-        return super().active_params() - self.router.idle(self.weight.numel() + self.bias.numel())
+        return super().active_params() - self.router.idle(self.weight, self.bias)
 
     def flops(self, length: int) -> int:
         router = 2 * self.dim * self.router.num_experts

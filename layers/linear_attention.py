@@ -1,6 +1,5 @@
 """Linear attention: any feature map in place of softmax's exponential, a state of fixed size."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ import layers
 from layers.base import Layer, positive, split_heads
 from layers.feature_maps import build_map
 from layers.rope import Rotary
+from mad.registry import is_number
 
 
 @layers.register("linear_attention", kind="sequence")
@@ -49,7 +49,7 @@ class LinearAttention(Layer):
         self.head_dim = split_heads(dim, num_heads)
         self.feature_dim = self.head_dim if feature_dim is None else feature_dim
         positive(feature_dim=self.feature_dim)
-        if not isinstance(eps, (int, float)) or not 0 <= eps < math.inf:
+        if not is_number(eps) or eps < 0:
             raise ValueError(f"eps must be a finite number of at least 0, got {eps!r}")
         self.rotary = Rotary(self.feature_dim, max_length) if rope else None
         self.q, self.k = (nn.Linear(dim, num_heads * self.feature_dim, bias=False) for _ in range(2))

@@ -24,6 +24,7 @@ class MLP(ChannelMixer):
         self.up, self.down = nn.Linear(dim, width, bias=False), nn.Linear(width, dim, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.check_shape(x)
         return self.down(F.gelu(self.up(x), approximate="tanh"))
 
     def flops(self, length: int) -> int:
@@ -47,6 +48,7 @@ class SwiGLU(ChannelMixer):
         self.up, self.down = nn.Linear(dim, 2 * width, bias=False), nn.Linear(width, dim, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.check_shape(x)
         return kernels.gated_mlp(x, self.up.weight, self.down.weight)
 
     def flops(self, length: int) -> int:
@@ -59,6 +61,7 @@ class Identity(ChannelMixer):
     No parameters, no FLOPs."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.check_shape(x)
         return x
 
     def flops(self, length: int) -> int:
@@ -92,6 +95,7 @@ class MonarchMLP(ChannelMixer):
         return nn.Parameter(block.uniform_(-bound, bound))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.check_shape(x)
         return kernels.block_diagonal_matmul(kernels.block_diagonal_glu(x, self.gate, self.value), self.down)
 
     def flops(self, length: int) -> int:

@@ -29,6 +29,7 @@ class MoE(ChannelMixer):
         self.down = nn.Parameter(torch.empty(num_experts, width, dim).uniform_(-down, down))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.check_shape(x)
         tokens = x.flatten(0, 1)  # (N, dim)
         weights, experts = self.router(tokens)
         dispatch = Dispatch(experts, self.router.num_experts)
@@ -37,8 +38,7 @@ class MoE(ChannelMixer):
         return (y * weights.unsqueeze(-1)).sum(1).view_as(x)
 
     def active_params(self) -> int:
-        experts = self.up.numel() + self.down.numel()
-        return super().active_params() - self.router.idle(experts)
+        return super().active_params() - self.router.idle(self.up, self.down)
 
     def flops(self, length: int) -> int:
         return length * self.dim * (2 * self.router.num_experts + 6 * self.router.top_k * self.width)
@@ -61,6 +61,7 @@ class DenseMoE(ChannelMixer):
         self.up, self.down = nn.Linear(dim, 2 * hidden, bias=False), nn.Linear(hidden, dim * num_experts, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.check_shape(x)
         value, gate = self.up(x).chunk(2, dim=-1)
         y = self.down(value * F.gelu(gate, approximate="tanh")).unflatten(-1, (self.dim, -1))  # (B, T, dim, E)
         weights = self.router.of_all(x.flatten(0, 1)).view(*x.shape[:2], 1, self.router.num_experts)

@@ -65,7 +65,7 @@ class MonarchMixer(Layer):
     code of 5, sines from frequency 10.
 
     State (causal): 3 dim T (inputs of M and of both convolutions; x is kept for h') and the short convolutions' last
-    inputs. FLOPs a token: 8 dim^2 + 18 dim + 20 dim log2 T + 6 dim, and 4 dim sqrt(T) for M.
+    inputs. FLOPs a token: 8 dim^2 + 18 dim + 20 dim log2 T + 6 dim, and 4 dim sqrt(max_length) for M.
     """
 
     countable = False  # the long convolutions are nominally FFTs

@@ -20,18 +20,28 @@ class Rotary(nn.Module):
         positive(width=width)
         if width % 2:
             raise ValueError(f"rotary positions need an even head width, got {width}; set rope=false")
-        frequencies = base ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))
-        angles = torch.arange(max_length, dtype=torch.float64).unsqueeze(-1) * frequencies  # (max_length, d/2)
+        self.width, self.max_length, self.base = width, max_length, base
         self.cos: torch.Tensor
         self.sin: torch.Tensor
-        self.register_buffer("cos", angles.cos().float(), persistent=False)
-        self.register_buffer("sin", angles.sin().float(), persistent=False)
+        cos, sin = self.tables()
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines, (max_length, d/2) each, rounded once."""
+        half = self.width // 2
+        frequencies = self.base ** (-torch.arange(half, dtype=torch.float64) / half)
+        angles = torch.arange(self.max_length, dtype=torch.float64).unsqueeze(-1) * frequencies
+        return angles.cos().float(), angles.sin().float()
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Rotary":
         """The tables go where the model goes, but stay fp32 whatever it is cast to: rounded they were other angles."""
         cos, sin = self.cos, self.sin
         super()._apply(fn, recurse)
-        self.cos, self.sin = cos.to(self.cos.device), sin.to(self.sin.device)
+        device = self.cos.device
+        if cos.is_meta and device.type != "meta":
+            cos, sin = self.tables()  # that device knows no values to take along
+        self.cos, self.sin = cos.to(device), sin.to(device)
         return self
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:

@@ -41,8 +41,9 @@ class Router(nn.Module):
         least = highest(scores.detach(), self.top_k)[0][:, -1:]
         return torch.where(scores < least, 0, scores).softmax(-1)
 
-    def idle(self, params: int) -> int:
-        """Of the parameters of all experts, those that a token does not use."""
+    def idle(self, *experts: nn.Parameter) -> int:
+        """Of the trained parameters of all experts, those that a token does not use."""
+        params = sum(p.numel() for p in experts if p.requires_grad)
         return params // self.num_experts * (self.num_experts - self.top_k)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import layers
 from mad.models import expand
-from mad.registry import unknown
+from mad.registry import is_number, unknown
 
 KEYS = ("name", "block", "base_dim", "rungs")
 SIZES = ("dim", "depth")  # of a rung; all else are options of layers
@@ -37,7 +37,7 @@ def resolve(values: dict[str, Any]) -> dict[str, Any]:
     if missing:
         raise ValueError(f"a ladder needs {', '.join(KEYS)}; ladder {ladder.get('name')!r} lacks {', '.join(missing)}")
     base = ladder["base_dim"]
-    if not isinstance(base, (int, float)) or not base > 0:
+    if not is_number(base) or not base > 0:
         raise ValueError(f"ladder {ladder['name']!r}: base_dim must be a number above 0, got {base!r}")
     size = _size(ladder, rung)
     options = {key: value for key, value in size.items() if key not in SIZES}

@@ -7,6 +7,7 @@ what there is, and which choice is nearest.
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -29,6 +30,11 @@ def check_switch(name: str, value: Any) -> None:
     """Raise for what is neither True nor False: "no" would count as true."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be true or false, got {value!r}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number; True and False are none, though Python counts with them."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class Registry:

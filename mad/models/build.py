@@ -12,7 +12,7 @@ from layers.base import Layer, positive
 from mad.memory import enough_for
 from mad.models.positions import at_positions
 from mad.models.stack import Norm, Stack
-from mad.registry import check_switch, unknown
+from mad.registry import check_switch, is_number, unknown
 
 INITS = ("own", "normal", "gpt2")
 OUTPUT_MAPS = ("out", "down")  # what layers call the map at their end
@@ -85,6 +85,13 @@ class AutoEncoder(LanguageModel):
         self.register_buffer("code", sine_cosine_code(max_length, dim), persistent=False)
         self.decoder = Decoder(dim, norm)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> "AutoEncoder":
+        unknown = self.code.is_meta
+        super()._apply(fn, recurse)
+        if unknown and not self.code.is_meta:
+            self.code.copy_(sine_cosine_code(*self.code.shape))
+        return self
+
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
         x, y = self.stack.apart(self.embedding(tokens))
         summary = x[:, -1:] + y[:, -1:]  # (B, 1, dim)
@@ -114,7 +121,7 @@ class Embedding(nn.Module):
 
     def __init__(self, dim: int, vocab_size: int, max_length: int, dropout: float, positions: bool):
         super().__init__()
-        if not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
+        if not is_number(dropout) or not 0 <= dropout <= 1:
             raise ValueError(f"embed_dropout must be a number from 0 to 1, got {dropout!r}")
         self.tokens = nn.Embedding(vocab_size, dim)
         nn.init.normal_(self.tokens.weight, std=0.02)

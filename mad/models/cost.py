@@ -37,7 +37,7 @@ def cost(model: Any, length: int) -> Cost:
                 raise ValueError(f"{type(layer).__name__}.{what}({length}) must be a whole number, got {count!r}")
     params, embedding = _trained(model), model.embedding
     tied = model.head.weight is embedding.tokens.weight
-    nonembedding = params - _trained(embedding) + (embedding.tokens.weight.numel() if tied else 0)
+    nonembedding = params - _trained(embedding) + (_trained(embedding.tokens) if tied else 0)
     idle = sum(_trained(layer) - layer.active_params() for layer in model.stack.layers)
     return Cost(
         params=params,

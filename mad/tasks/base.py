@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mad.memory import keep_freed_memory
-from mad.registry import unknown
+from mad.registry import is_number, unknown
 
 IGNORE = -100  # a target that carries no loss and no score
 SPLITS = ("train", "valid", "test")
@@ -155,8 +155,7 @@ def at_least(low: int, reason: str = "", **options: int) -> None:
 def number(low: float = -math.inf, high: float = math.inf, **options: float) -> None:
     """Raise for options that are not finite numbers from `low` to `high`."""
     for name, value in options.items():
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or not low <= value <= high:
+        if not is_number(value) or not low <= value <= high:
             between = "" if math.isinf(low) else f" from {low} to {high}"
             raise ValueError(f"{name}={value!r} must be a finite number{between}")
 

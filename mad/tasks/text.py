@@ -71,7 +71,7 @@ class Text(Task):
         self.digest = corpus.digest
         least = corpus.largest + 1
         if vocab_size is not None:
-            at_least(least, f"the largest id in {self._where} is {corpus.largest}", vocab_size=vocab_size)
+            at_least(least, f"the largest id of the corpus {self._where} is {corpus.largest}", vocab_size=vocab_size)
         super().__init__(vocab_size=vocab_size or (BYTES if corpus.is_bytes else least), seq_len=seq_len)
         self._check_parts()
         self.num_train = self.available("train")

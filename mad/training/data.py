@@ -54,18 +54,22 @@ def load(task: Any, num: int, seed: int, split: str, device: str, room: int = 0)
 
     Sequences of a causal task are filled up to a multiple of MULTIPLE tokens where that is no more than `room`.
     """
-    parts = task.parts(split)
-    shares = [share or 1 for _, share in parts]
-    edges = [round(num * sum(shares[:i]) / sum(shares)) for i in range(len(parts) + 1)]
-    counts = [max(1, stop - start) for start, stop in zip(edges, edges[1:], strict=False)]
-    while sum(counts) > max(num, len(counts)):  # what went to parts that had none
-        counts[counts.index(max(counts))] -= 1
     sample = _sample if task.is_corpus else _kept  # runs of text differ in size, and several corpora fill a memory
     room = room if task.head == "lm" else 0
     return [
         fill_up(sample(type(part), json.dumps(part.options), count, seed, split), room).to(device)
-        for (part, _), count in zip(parts, counts, strict=True)
+        for (part, _), count in zip(task.parts(split), counts(task, num, split), strict=True)
     ]
+
+
+def counts(task: Any, num: int, split: str) -> list[int]:
+    """How many of `num` examples are of each part of a task, at least one."""
+    shares = [share or 1 for _, share in task.parts(split)]
+    edges = [round(num * sum(shares[:i]) / sum(shares)) for i in range(len(shares) + 1)]
+    found = [max(1, stop - start) for start, stop in zip(edges, edges[1:], strict=False)]
+    while sum(found) > max(num, len(found)):  # what went to parts that had none
+        found[found.index(max(found))] -= 1
+    return found
 
 
 def _sample(kind: type[tasks.Task], options: str, num: int, seed: int, split: str) -> Examples:
@@ -109,6 +113,11 @@ def fill_up(examples: Examples, room: int) -> Examples:
     return Examples(F.pad(examples.inputs, (0, missing)), examples.positions, targets)
 
 
+def batches_of(size: int, batch_size: int) -> int:
+    """Of a pass over `size` examples; all are full."""
+    return -(-size // batch_size)
+
+
 class Batches:
     """An endless stream of full batches; a pass over the data visits its parts in order.
 
@@ -120,7 +129,7 @@ class Batches:
         self.sizes, self.batch_size = sizes, batch_size
         self.generator = torch.Generator().manual_seed(seed)
         self.rows = [torch.empty(0, dtype=torch.int64) for _ in sizes]
-        self.plan = [i for i, size in enumerate(sizes) for _ in range(-(-size // batch_size))]
+        self.plan = [i for i, size in enumerate(sizes) for _ in range(batches_of(size, batch_size))]
         self.taken = 0
 
     @property

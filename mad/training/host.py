@@ -38,10 +38,11 @@ def own_place() -> Place:
 class Scope:
     """What a run needs around whatever it does; entered anew each time it goes on, so that runs may take turns.
 
-    Inside, the same seed gives the same bits; outside, generators and settings are what they were. On a CPU that means
-    one thread, because a sum's order follows the number of threads; workers run side by side. On CUDA the run is at a
-    `Place` of its own and, with `deterministic`, an operation that cannot repeat its result raises a RuntimeError (a
-    warning alone would leave the backward pass of fused attention as it is, with atomic additions).
+    Inside, the same seed gives the same bits, whatever the caller has set (autocast, no_grad, a default type); outside,
+    generators and settings are what they were. On a CPU that means one thread, because a sum's order follows the number
+    of threads; workers run side by side. On CUDA the run is at a `Place` of its own and, with `deterministic`, an
+    operation that cannot repeat its result raises a RuntimeError (a warning alone would leave the backward pass of
+    fused attention as it is, with atomic additions).
     """
 
     def __init__(self, seed: int, device: str, deterministic: bool, place: Place | None = None):
@@ -52,6 +53,12 @@ class Scope:
     def __enter__(self) -> "Scope":
         outer = self._outer = contextlib.ExitStack()  # how things were
         outer.callback(torch.set_rng_state, torch.get_rng_state())
+        outer.callback(torch.set_autocast_enabled, self.device, torch.is_autocast_enabled(self.device))
+        torch.set_autocast_enabled(self.device, False)
+        outer.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        outer.enter_context(torch.inference_mode(False))
+        outer.enter_context(torch.enable_grad())
         if self.place is None:
             outer.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(1)

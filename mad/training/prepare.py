@@ -11,8 +11,7 @@ import torch
 from mad import models, plugins, tasks
 from mad.config import Run
 from mad.registry import unknown
-from mad.training import budget, host
-from mad.training.data import padded
+from mad.training import budget, data, host
 from mad.training.schedule import SCHEDULES
 
 MOST_SEED = 2**64 - 1  # what torch's generators take
@@ -50,7 +49,7 @@ def prepare(given: Run | Mapping[str, Any], *, here: bool = True) -> Run:
 
     run.arch.stack = models.expand(run.arch.stack)
     run.arch.name = run.arch.name or models.compact(run.arch.stack)
-    room = padded(task.input_length) if task.head == "lm" else task.input_length  # as `data.load` fills up
+    room = data.padded(task.input_length) if task.head == "lm" else task.input_length  # as `data.load` fills up
     run.arch.max_length = run.arch.max_length or room
     if run.arch.max_length < task.input_length:
         raise ValueError(
@@ -71,7 +70,8 @@ def prepare(given: Run | Mapping[str, Any], *, here: bool = True) -> Run:
                 "what its whole budget made of it; expected train.report=last"
             )
     run.device = _device(run.device, here)
-    steps = steps or train.epochs * -(-train.num_train // train.batch_size)
+    sizes = data.counts(task, train.num_train, "train")
+    steps = steps or train.epochs * sum(data.batches_of(size, train.batch_size) for size in sizes)
     if run.optim.warmup_steps >= steps:
         raise ValueError(
             f"optim.warmup_steps={run.optim.warmup_steps} leaves nothing of the {steps} steps of the run, its learning "
@@ -170,7 +170,8 @@ def _check_sequences(run: Run, task: Any) -> None:
         if most is not None and asked > most:
             raise ValueError(
                 f"train.{key}={asked}, but split {split!r} of task {run.task['name']!r} has {most} sequences of "
-                f"{task.input_length} tokens; expected {most} at most (what no override sets is sweeps=quickstart's)"
+                f"{max(task.lengths(split))} tokens; expected {most} at most (what no override sets is "
+                "sweeps=quickstart's)"
             )
 
 

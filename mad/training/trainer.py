@@ -5,6 +5,7 @@ rate, weights, moments, sums of losses. So a step is the same work each time, wh
 next run of the same shapes can take over the trainer of the last, recordings and all.
 """
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -113,8 +114,11 @@ class Update:
         self.optimiser = AdamW(self.parameters, self.lr, run.optim.weight_decay)
         self.loss = torch.zeros((), dtype=torch.float64, device=run.device)
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.bf16)
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.bf16):
+            yield
+        torch.clear_autocast_cache()  # a caller's autocast around this would keep weights as they were rounded here
 
     def stage(self, rows: Sequence[torch.Tensor], rates: list[float]) -> None:
         """The rows and learning rates of the next steps, at most STAGED."""

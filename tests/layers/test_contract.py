@@ -83,12 +83,23 @@ def test_no_sequences_or_none_but_empty_ones(spec, batch, length):
         assert leaf.grad is not None and not leaf.grad.any(), name
 
 
-@pytest.mark.parametrize("name", [*layers.names("sequence"), "rwkv_channel"])
+@pytest.mark.parametrize("name", layers.names())
 @pytest.mark.parametrize("shape", [(LENGTH, DIM), (2, 4, DIM + 1), (2, 2, 4, DIM)], ids=str)
 def test_an_input_of_another_shape_is_refused(name, shape):
     """Where a mix of the token before is one row a map, four dimensions would broadcast."""
     with pytest.raises(ValueError, match=re.escape(f"expected x (B, T, {DIM}), got {shape}")):
         layers.build(name, DIM, LENGTH)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("value", ["1", None, 0, -1.0, True, float("inf"), float("nan")], ids=repr)
+def test_a_scale_is_a_finite_number_above_0(value):
+    frequency = {"name": "implicit", "sine_frequency": value}
+    for name, option, options in (
+        ("gla", "expand_k", {"expand_k": value}),
+        ("hyena", "sine_frequency", {"filter": frequency}),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"{option} must be a number above 0, got {value!r}")):
+            layers.build({"name": name} | options, DIM, LENGTH)
 
 
 @pytest.mark.parametrize("size", ["16", 16.5, None, 0, True], ids=repr)
@@ -199,6 +210,10 @@ def test_all_of_it_is_built_where_it_is_wanted(spec):
         layer = layers.build(spec, DIM, LENGTH)
     assert all(t.is_meta for t in (*layer.parameters(), *layer.buffers()))
     assert layer(torch.empty(2, LENGTH, DIM, device="meta")).shape == (2, LENGTH, DIM)
+    there = build(spec)
+    layer = layer.double().to_empty(device="cpu")
+    layer.load_state_dict(there.state_dict())
+    assert torch.equal(layer(sequence()), there(sequence()))
 
 
 def test_a_copy_and_a_state_dict_carry_everything(spec):

@@ -159,6 +159,17 @@ def test_hooks_see_every_part():
     assert [name for name in seen if name in parts] == parts
 
 
+@pytest.mark.parametrize("head", ["lm", "autoencoder"])
+def test_a_model_from_the_meta_device_becomes_real(head):
+    there = models.build("attention-swiglu", 16, 8, 10, head)
+    with torch.device("meta"):
+        model = models.build("attention-swiglu", 16, 8, 10, head)
+    model = model.to_empty(device="cpu")
+    model.load_state_dict(there.state_dict())
+    tokens = torch.randint(8, (2, 10))
+    assert torch.equal(model(tokens), there(tokens))
+
+
 def test_fp64_and_the_meta_device_know_no_autocast():
     model, tokens = models.build("attention-swiglu", 16, 8, 10), torch.randint(8, (2, 10))
     assert model.to("meta")(tokens.to("meta")).shape == (2, 10, 8)
@@ -253,6 +264,14 @@ def test_a_token_uses_its_own_experts():
         sparse = models.cost(models.build(["mlp|mlp", {"name": spec, "top_k": 2}], 32, 11, 20), 20)
         assert dense.params_active == dense.params_nonembedding
         assert sparse.params_nonembedding - sparse.params_active == experts * 6 // 8
+
+
+def test_frozen_weights_count_nowhere():
+    model = models.build("moe-hyena_experts", 16, 11, 9, tied_embeddings=True)
+    for weight in model.parameters():
+        weight.requires_grad_(False)
+    got = models.cost(model, 9)
+    assert got.params == got.params_nonembedding == got.params_active == 0
 
 
 @pytest.mark.parametrize(

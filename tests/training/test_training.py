@@ -59,6 +59,23 @@ def test_the_same_run_gives_the_same_bits():
     assert first.curve != training.train(tiny(seed=1)).curve
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_the_caller_has_set_does_not_matter(precision):
+    run = tiny(train={"precision": precision})
+    alone = training.train(run)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.autocast("cpu", dtype=torch.float16), torch.inference_mode():
+            assert same(alone, training.train(run))
+            assert torch.is_autocast_enabled("cpu") and torch.is_inference_mode_enabled()
+        with torch.autocast("cpu", enabled=False), torch.no_grad():  # what it rounds is kept until the outermost ends
+            assert same(alone, training.train(run))
+            assert not torch.is_grad_enabled()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_dropout_repeats_too_and_leaves_the_generator_alone():
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -115,9 +132,13 @@ def test_the_curve_is_thinned():
 
 
 def test_a_mixture_of_lengths():
-    task = {"segments": [[8, 2, 24], [16, 4, 8]], "test_segments": [[8, 2, 8], [12, 2, 8], [16, 4, 8]]}
-    record = training.train(tiny(task=task, train={"num_train": None, "num_test": None, "steps": None, "epochs": 2}))
-    assert record.steps == 2 * (3 + 1)
+    task = {"segments": [[8, 2, 20], [16, 4, 9]], "test_segments": [[8, 2, 8], [12, 2, 8], [16, 4, 8]]}
+    run = tiny(task=task, train={"num_train": None, "num_test": None, "steps": None, "epochs": 2})
+    record = training.train(run)
+    assert record.steps == 2 * (3 + 2)  # each part's last batch is full, too
+    training.prepare(run | {"optim": {"warmup_steps": 9}})
+    with pytest.raises(ValueError, match="warmup_steps=10 leaves nothing of the 10 steps"):
+        training.prepare(run | {"optim": {"warmup_steps": 10}})
     parts = [record.metrics[f"accuracy_{i}"] for i in range(3)]
     assert record.metrics["accuracy"] == pytest.approx(sum(parts) / 3)
 
