@@ -48,7 +48,7 @@ def use_triton(
         backend = "torch" if wanted else _auto
     double = any(t.dtype == torch.float64 for t in given)
     if backend == "auto":
-        return not double and INSTALLED and width <= widest and all(on_card(t) for t in given)
+        return not double and INSTALLED and width <= widest and all(on_card(t) for t in given) and _together(given)
     if backend == "torch":
         return False
     if not INSTALLED:
@@ -62,6 +62,14 @@ def use_triton(
             f"backend='triton' needs CUDA tensors, or TRITON_INTERPRET=1 in the environment, got one on "
             f"{next(t.device for t in given if not runs_here(t))}; use backend='auto'"
         )
+    return _together(given)
+
+
+def _together(given: list[torch.Tensor]) -> bool:
+    """Raise for tensors of two devices: what a launch on one of them reads of the other ends the process."""
+    for t in given:
+        if t.device != given[0].device:
+            raise ValueError(f"expected all tensors on one device, got them on {given[0].device} and {t.device}")
     return True
 
 

@@ -12,6 +12,7 @@ from functools import wraps
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 
@@ -68,6 +69,23 @@ def grid(first: int, *others: int) -> tuple[int, ...]:
             f"grid of {(first, *others)}: give the kernel fewer or shorter sequences at a time, or backend='torch'"
         )
     return first, *others
+
+
+def near(x: torch.Tensor, axes: int = 2) -> bool:
+    """Whether offsets along the last `axes` axes, those of a sequence, have no more than 32 bits."""
+    return sum((n - 1) * step for n, step in zip(x.shape[-axes:], x.stride()[-axes:], strict=True)) < 2**31
+
+
+def unit_stride(x: torch.Tensor) -> torch.Tensor:
+    """Rows that lie next to each other in memory, wherever they start, and no further than `near`."""
+    return x if x.stride(-1) == 1 and near(x) else x.contiguous()
+
+
+def aligned(x: torch.Tensor) -> torch.Tensor:
+    """The same, with the last axis padded to a multiple of 16, other strides such too: loads of 16 bytes."""
+    if x.shape[-1] % 16:
+        x = F.pad(x, (0, -x.shape[-1] % 16))
+    return unit_stride(x) if all(step % 16 == 0 for step in x.stride()[:-1]) else x.contiguous()
 
 
 @triton.jit

@@ -66,5 +66,5 @@ def check(x: torch.Tensor, w: torch.Tensor) -> None:
     if w.dim() != 3:
         raise ValueError(f"expected w (G, I, O), got {tuple(w.shape)}")
     blocks, width, _ = w.shape
-    if x.shape[-1] != blocks * width:
-        raise ValueError(f"expected a last dimension of {blocks} x {width} = {blocks * width}, got {x.shape[-1]}")
+    if x.shape[-1:] != (blocks * width,):
+        raise ValueError(f"expected x (..., {blocks} x {width} = {blocks * width}), got {tuple(x.shape)}")

@@ -47,7 +47,7 @@ def gate(x, start, i, left):
 
 @triton.jit
 def logs(decay, start, i, left):
-    return tl.maximum(gate(decay, start, i, left), STRONGEST)
+    return tl.maximum(gate(decay, start, i, left), STRONGEST, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit

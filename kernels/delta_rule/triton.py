@@ -28,7 +28,7 @@ import triton.language as tl
 
 from kernels.delta_rule.scan import chunk_kernel, scan_kernel
 from kernels.delta_rule.slopes import reverse_kernel, slope_kernel
-from kernels.tiles import bucket, grid, operator
+from kernels.tiles import aligned, bucket, grid, operator
 
 
 def blocks(q: torch.Tensor, v: torch.Tensor) -> dict:
@@ -170,13 +170,6 @@ def backward(ctx, dy, dlast):
 
 
 forward.register_autograd(backward, setup_context=keep)
-
-
-def aligned(x: torch.Tensor) -> torch.Tensor:
-    """x with its last axis contiguous and padded to a multiple of 16, other strides such too: loads of 16 bytes."""
-    if x.shape[-1] % 16:
-        x = F.pad(x, (0, -x.shape[-1] % 16))
-    return x if x.stride(-1) == 1 and all(s % 16 == 0 for s in x.stride()[:-1]) else x.contiguous()
 
 
 def delta_rule(

@@ -97,4 +97,4 @@ look_up.register_autograd(backward, setup_context=keep)
 
 def embedding(weight: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """See kernels.embedding."""
-    return look_up(weight.contiguous(), tokens.flatten()).view(*tokens.shape, weight.shape[1])
+    return look_up(weight.contiguous(), tokens.flatten().contiguous()).view(*tokens.shape, weight.shape[1])

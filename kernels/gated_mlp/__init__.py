@@ -31,7 +31,7 @@ def gated_mlp(
         ValueError: shapes that do not fit together, an unknown activation or backend, or backend="triton" for more
             than 128 features.
     """
-    if up.dim() != 2 or down.dim() != 2 or up.shape != (2 * down.shape[1], x.shape[-1]):
+    if up.dim() != 2 or down.dim() != 2 or up.shape != (2 * down.shape[1], *x.shape[-1:]):
         shapes = f"{tuple(x.shape)}, {tuple(up.shape)} and {tuple(down.shape)}"
         raise ValueError(f"expected x (..., D), up (2 W, D) and down (O, W), got {shapes}")
     check_activation(activation)

@@ -56,7 +56,7 @@ def hedgehog_attention(
         check_whole(window=window)
     if mix is not None and window is None:
         raise ValueError("mix weighs a window against the features: it needs a window")
-    if mix is not None and any(m.shape != (heads,) for m in mix):
+    if mix is not None and [m.shape for m in mix] != [(heads,)] * 2:
         raise ValueError(f"expected mix of two tensors ({heads},), got {[tuple(m.shape) for m in mix]}")
     options = {"window": window, "mix": mix, "normalize": normalize, "eps": eps}
     width = max(d, v.shape[3], 2 * w_q.shape[2])

@@ -16,7 +16,7 @@ def hedgehog_attention(q, k, v, w_q, w_k, *, window, mix, normalize: bool, eps: 
         if window is None:
             return linear.linear_attention(phi_q, phi_k, v, normalize=normalize, eps=eps).to(dtype)
         if not v.numel():
-            return (v + phi_q.sum() + phi_k.sum()).to(dtype)
+            return (v + sum(t.sum() for t in (phi_q, phi_k, *(mix or ())))).to(dtype)
         t = torch.arange(q.shape[2], device=q.device)
         causal = t[None, :] <= t[:, None]
         near = causal & (t[None, :] > t[:, None] - window)

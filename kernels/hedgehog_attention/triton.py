@@ -13,8 +13,7 @@ import torch
 from kernels.hedgehog_attention import fused, wide, windowed
 from kernels.hedgehog_attention.features import features
 from kernels.linear_attention import triton as linear
-from kernels.linear_attention.triton import unit_stride
-from kernels.tiles import operator
+from kernels.tiles import operator, unit_stride
 
 
 @operator("mad::hedgehog_pairs")

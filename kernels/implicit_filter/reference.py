@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from kernels.checks import as_given, wide
+from kernels.checks import as_given
 
 NARROW = 16  # inputs
 
@@ -18,13 +18,14 @@ def implicit_filter(
     decay: torch.Tensor,
 ) -> torch.Tensor:
     """See kernels.implicit_filter. Not in less than fp32: the sines would see rounded angles."""
-    decay = wide(decay)
-    steps = torch.arange(len(position), device=decay.device, dtype=decay.dtype)  # bf16 counts to 256
+    tensors = (position, frequency, *(t for layer in hidden for t in layer), out, decay)
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    steps = torch.arange(len(position), device=decay.device, dtype=dtype)  # bf16 counts to 256
     with as_given(position):
-        z = wide(position)
-        for weight, bias in hidden:
-            z = torch.sin(frequency * product(z, wide(weight), wide(bias)))
-        return product(z, wide(out)).t() * torch.exp(-decay.unsqueeze(-1) * steps)
+        z, frequency, *maps, out, decay = (t.to(dtype) for t in tensors)
+        for weight, bias in zip(maps[::2], maps[1::2], strict=True):
+            z = torch.sin(frequency * product(z, weight, bias))
+        return product(z, out).t() * torch.exp(-decay.unsqueeze(-1) * steps)
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from kernels.linear_attention.sums import add_up, scan, sum_gradient
-from kernels.tiles import operator
+from kernels.tiles import operator, unit_stride
 
 
 @operator("mad::linear_attention")
@@ -81,11 +81,6 @@ def backward(ctx, dy, _, dstate):
 
 
 attend.register_autograd(backward, setup_context=keep)
-
-
-def unit_stride(x: torch.Tensor) -> torch.Tensor:
-    """Rows that lie next to each other in memory, wherever they start."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def linear_attention(

@@ -30,8 +30,8 @@ def monarch_matmul(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, *, backe
             f"expected w1 (k, q, p) and w2 (l, s, r) with k q = l r, got {tuple(w1.shape)} and {tuple(w2.shape)}"
         )
     blocks, _, width = w1.shape
-    if x.shape[-1] != blocks * width:
-        raise ValueError(f"expected a last dimension of {blocks} x {width} = {blocks * width}, got {x.shape[-1]}")
+    if x.shape[-1:] != (blocks * width,):
+        raise ValueError(f"expected x (..., {blocks} x {width} = {blocks * width}), got {tuple(x.shape)}")
     x = mixed(x)
     if use_triton(backend, x, w1, w2, width=1, widest=0):
         from kernels.monarch_matmul import triton

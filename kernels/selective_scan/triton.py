@@ -24,11 +24,10 @@ those of several blocks of channels, one after the other, in the memory where th
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from kernels.tiles import LOG2E, bucket, grid, operator
+from kernels.tiles import LOG2E, aligned, bucket, grid, operator
 
 
 @triton.jit
@@ -308,13 +307,6 @@ def backward(ctx, dy, dlast, _):
 
 
 forward.register_autograd(backward, setup_context=keep)
-
-
-def aligned(x: torch.Tensor) -> torch.Tensor:
-    """x with tokens contiguous and padded to a multiple of 16, other strides such too: loads of 16 bytes."""
-    if x.shape[-1] % 16:
-        x = F.pad(x, (0, -x.shape[-1] % 16))
-    return x if x.stride(-1) == 1 and all(s % 16 == 0 for s in x.stride()[:-1]) else x.contiguous()
 
 
 def selective_scan(

@@ -65,6 +65,7 @@ def check(q, prefixes, suffix_k, suffix_v, suffix_lengths) -> None:
             f"expected suffixes ({batch}, U, Hkv, {d}) and suffix_lengths ({batch},) for q {tuple(q.shape)}, got "
             f"{tuple(suffix_k.shape)} and {tuple(suffix_lengths.shape)}"
         )
+    whole("suffix_lengths", suffix_lengths)
     if not key_heads or query_heads % key_heads:
         raise ValueError(f"the {query_heads} query heads must be a multiple of the {key_heads} key heads")
     for i, level in enumerate(prefixes):
@@ -79,3 +80,11 @@ def check(q, prefixes, suffix_k, suffix_v, suffix_lengths) -> None:
             raise ValueError(f"prefixes[{i}]: {k.shape[0]} prefixes do not divide the {batch} sequences")
         if len(level) == 3 and level[2].shape != k.shape[:1]:
             raise ValueError(f"prefixes[{i}]: expected lengths ({k.shape[0]},), got {tuple(level[2].shape)}")
+        if len(level) == 3:
+            whole(f"prefixes[{i}]: lengths", level[2])
+
+
+def whole(name: str, lengths: torch.Tensor) -> None:
+    """Raise ValueError for numbers that are no integers."""
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise ValueError(f"{name} must be integers, got {lengths.dtype}")

@@ -208,6 +208,6 @@ def shared_prefix_attention(q, prefixes, suffix_k, suffix_v, suffix_lengths) -> 
 
 
 def rows(t: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """With the features of a token side by side, as the kernels read them."""
+    """With the features of a token side by side, as the kernels read them, and offsets of tokens of 32 bits."""
     t = t.to(dtype)
-    return t if t.stride(-1) == 1 else t.contiguous()
+    return t if t.stride(-1) == 1 and (t.shape[1] - 1) * t.stride(1) < 2**31 else t.contiguous()

@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.checks import check_activation, use_triton
+from kernels.checks import check_activation, check_whole, use_triton
 from kernels.short_conv import reference
 from kernels.short_conv.reference import STREAMS
 
@@ -54,6 +54,7 @@ def short_conv_streams(
         raise ValueError(f"expected u (B, H, L) and w (r H, K), got {tuple(u.shape)} and {tuple(w.shape)}")
     if bias is not None and bias.shape != w.shape[:1]:
         raise ValueError(f"expected bias ({w.shape[0]},), got {tuple(bias.shape)}")
+    check_whole(streams=streams)
     if not 1 <= streams <= STREAMS or w.shape[0] % streams:
         raise ValueError(f"streams must be 1 to {STREAMS} and divide the {w.shape[0]} outputs, got {streams}")
     if use_triton(backend, u, w, bias):

@@ -72,7 +72,8 @@ def sliding_step(
         ValueError: shapes that do not fit together, an unknown backend, or "triton" where gradients are wanted.
     """
     keys, values = cache
-    if q.dim() != 3 or q.shape != k.shape or v.shape[:2] != q.shape[:2] or position.shape != q.shape[:1]:
+    fitting = q.dim() == v.dim() == 3 and q.shape == k.shape and v.shape[:2] == q.shape[:2]
+    if not fitting or position.shape != q.shape[:1]:
         raise ValueError(
             f"expected q, k (B, H, d), v (B, H, dv), position (B,), got "
             f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}, {tuple(position.shape)}"

@@ -100,7 +100,7 @@ def forward_kernel(
             acc, total, highest, query, k, v, row, diagonal, end, m, T, window, scale, d, dv,
             True, WHOLE, D, DV, BLOCK, PRECISION,
         )  # fmt: skip
-    total = tl.where(total > 0, total, 1.0)  # rows past the end see nothing
+    total = tl.where(m < T, total, 1.0)  # rows past the end see nothing
     store_rows(y + row * dv, m, T, dv, dv, acc / total[:, None])
     tl.store(lse + row + m, highest + tl.log2(total), mask=m < T)
 

@@ -11,9 +11,8 @@ where delta = -g.y is the gradient of the sum of the weights.
 import torch
 
 from kernels.linear_attention.sums import sum_gradient
-from kernels.linear_attention.triton import unit_stride
 from kernels.taylor_attention import chunks, spans, sums
-from kernels.tiles import operator
+from kernels.tiles import operator, unit_stride
 
 
 @operator("mad::taylor_attention")

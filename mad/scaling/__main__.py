@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import mad
 from mad.records import save as save_text
@@ -27,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status 0, 2 for a mistake in the command, a table that holds no runs, or files that cannot be written."""
     given = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(given)
-    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDE)  # names as they are
     try:
         _check(options)
         columns = _columns(options.columns)
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         reason = f"{error.filename or folder} cannot be written ({error.strerror or error})"
         print(f"mad.scaling: {reason}; choose another folder for fits.json and figures: --out DIR", file=sys.stderr)
         return 2
-    console.print(f"written to {folder}: {', '.join(files)}", soft_wrap=True, highlight=False)
+    console.print(f"written to {folder}: {', '.join(files)}", soft_wrap=True)
     return 0
 
 
@@ -111,7 +112,7 @@ def show(report: Report, table: Any, source: str, console: Console) -> None:
     console.print(
         f"{source}: {_count(runs, 'run')}{checkpoints} of {_count(len(report.groups), 'architecture')}"
         f"{'; ' if origin else ''}{origin}",
-        soft_wrap=True, highlight=False,
+        soft_wrap=True,
     )  # fmt: skip
     laws = Table(title="L = E + A / N^alpha + B / D^beta,   N* ~ C^a,   D* ~ C^b;   [95 %]")
     for head in LAWS:
@@ -134,29 +135,27 @@ def show(report: Report, table: Any, source: str, console: Console) -> None:
             console.print(
                 f"envelope, {group.arch}: a = {fit.a:.3f}{_interval(fit.n_law.interval)}, from {len(fit.compute)} "
                 f"points of {_count(fit.winners, 'run')}",
-                highlight=False,
             )
         if group.constrained:
             (low_d, high_d), (low_n, high_n) = (group.constrained.plausible()[key] for key in ("rd", "rn"))
             console.print(
                 f"repeated tokens, {group.arch}: R_D* = {group.constrained.rd:.3g}, R_N* = {group.constrained.rn:.3g}; "
                 f"within 5 % of the best objective {low_d:.3g} to {high_d:.3g} and {low_n:.3g} to {high_n:.3g}",
-                highlight=False,
             )
     if report.state:
         (low, high), p = report.state.interval, report.state.p
         test = "" if math.isnan(p) else f"; a slope for each class instead: F test p = {p:.2g}"
-        console.print(f"state-optimal: P* ~ M^{report.state.slope:.3f} [{low:.3f}, {high:.3f}]{test}", highlight=False)
+        console.print(f"state-optimal: P* ~ M^{report.state.slope:.3f} [{low:.3f}, {high:.3f}]{test}")
     if report.scores and report.scores.correlation:
         found = report.scores.correlation
         interval = found.refused or "interval [{:.2f}, {:.2f}]".format(*(found.interval or ()))
         console.print(
             f"scores against perplexity: Spearman {found.spearman:.3f} (p = {found.spearman_p:.3g}), Kendall "
             f"{found.kendall:.3f} (p = {found.kendall_p:.3g}); {interval}",
-            highlight=False,
         )
     for note in report.notes:
-        console.print(f"[yellow]{note.kind}[/] ({note.where}): {note.message}", soft_wrap=True, highlight=False)
+        said = Text.assemble((note.kind, "yellow"), f" ({note.where}): {note.message}")
+        console.print(said, soft_wrap=True)
 
 
 def _row(group: Group) -> list[str]:
@@ -182,7 +181,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _interval(ends: tuple[float, float] | None) -> str:
-    return "" if ends is None or math.isnan(ends[0]) else f" \\[{ends[0]:.3g}, {ends[1]:.3g}]"
+    return "" if ends is None or math.isnan(ends[0]) else f" [{ends[0]:.3g}, {ends[1]:.3g}]"
 
 
 def write(report: Report, table: Any, options: argparse.Namespace, folder: Path, command: str) -> list[str]:

@@ -139,8 +139,8 @@ def _classes(runs: Frame):
     if lengths < 2:
         yield from ((str(name), group) for name, group in runs.groupby("arch", sort=True))
         return
-    for (name, length), group in runs.groupby(["arch", "seq_len"], sort=True):
-        yield f"{name} at {length:.0f} tokens", group
+    for (name, length), group in runs.groupby(["arch", "seq_len"], sort=True, dropna=False):
+        yield f"{name} at {'an unknown length' if np.isnan(length) else f'{length:.0f} tokens'}", group
 
 
 def _point(name: str, group: Frame, found: Vertex, log_m: np.ndarray) -> dict[str, Any]:

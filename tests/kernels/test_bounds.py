@@ -6,7 +6,9 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.shared_prefix_attention.triton import rows
 from kernels.testing import verify, within_bounds
+from kernels.tiles import aligned, near, unit_stride
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="looks into Triton's interpreter")
 
@@ -85,3 +87,18 @@ def test_the_interpreter_is_as_before_afterwards():
     with pytest.raises(AssertionError), within_bounds():
         double(torch.randn(5), read=1)
     assert parts() == before
+
+
+@pytest.mark.parametrize(
+    "shape, steps", [((2, 1, 3, 16), (0, 0, 2**30, 1)), ((2, 2**15 + 1, 16), (0, 2**16, 1))], ids=str
+)
+def test_what_32_bits_cannot_reach_is_laid_out_anew(shape, steps):
+    """Rows that far apart within a sequence, of which kernels count in 32 bits."""
+    far = torch.empty(0, device="meta").as_strided(shape, steps)
+    close = torch.empty(shape, device="meta")
+    assert not near(far) and near(close)
+    for change in (unit_stride, aligned):
+        assert change(far).stride() == close.stride() and change(close) is close
+    if len(shape) == 4:
+        tokens = far.transpose(1, 2)
+        assert rows(tokens, far.dtype).is_contiguous() and rows(close, far.dtype) is close

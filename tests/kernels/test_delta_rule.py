@@ -138,3 +138,11 @@ def test_is_a_well_formed_operator():
 
     tensors = {n: t.float().to(HERE).requires_grad_() for n, t in inputs(1, 2, 5, 4, 3, state=True).items()}
     torch.library.opcheck(triton.forward, tuple(tensors.values()))
+
+
+def test_a_decay_that_is_not_a_number_is_not_lost():
+    given = {name: t.float().to(HERE) for name, t in inputs(1, 1, 5, 16, 16, state=True).items()}
+    given["decay"][0, 0, 2] = torch.nan
+    for backend in ("triton", "torch"):
+        y, state = delta_rule(**given, return_state=True, backend=backend)
+        assert state.isnan().all() and y[:, :, 2:].isnan().all()

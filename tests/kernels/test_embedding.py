@@ -35,6 +35,14 @@ def test_tokens_of_32_bits_and_layouts(where):
     verify(embedding, loop, tensors, **where)
 
 
+@pytest.mark.parametrize(
+    "of", [lambda t: t[:, :1], lambda t: t[:, 0], lambda t: t[:1, ::2], lambda t: t[:1, 0].expand(5)]
+)
+def test_tokens_that_are_a_view_of_others(where, of):
+    tensors = given(16, 24, (6, 10))
+    verify(embedding, loop, tensors | {"tokens": of(tensors["tokens"])}, **where)
+
+
 def test_no_tokens(where):
     weight = torch.randn(4, 8, device=where["device"], requires_grad=True)
     y = embedding(weight, torch.zeros(2, 0, dtype=torch.int64, device=where["device"]), backend="triton")

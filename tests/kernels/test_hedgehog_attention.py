@@ -184,3 +184,5 @@ def test_bad_input():
         hedgehog_attention(q, k, v, w_q, w_k, mix=(torch.ones(2), torch.ones(2)))
     with pytest.raises(ValueError, match=r"mix of two tensors \(2,\)"):
         hedgehog_attention(q, k, v, w_q, w_k, window=3, mix=(torch.ones(1), torch.ones(1)))
+    with pytest.raises(ValueError, match=r"mix of two tensors \(2,\), got \[\(2,\)\]"):
+        hedgehog_attention(q, k, v, w_q, w_k, window=3, mix=(torch.ones(2),))

@@ -116,6 +116,10 @@ def test_bad_input():
         shared_prefix_attention(q, [], suffix_k[:, :, [0, 0, 0]], suffix_v[:, :, [0, 0, 0]], lengths)
     with pytest.raises(ValueError, match=r"suffix_lengths \(4,\)"):
         shared_prefix_attention(q, [], suffix_k, suffix_v, lengths[:2])
+    with pytest.raises(ValueError, match="suffix_lengths must be integers, got torch.float32"):
+        shared_prefix_attention(q, [], suffix_k, suffix_v, lengths.float())
+    with pytest.raises(ValueError, match=r"prefixes\[0\]: lengths must be integers, got torch.bool"):
+        shared_prefix_attention(q, [(k, v, torch.ones(2, dtype=torch.bool))], suffix_k, suffix_v, lengths)
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])

@@ -97,3 +97,11 @@ def test_bad_input():
         sliding_attention(q, q[:, :1], q, 3)
     with pytest.raises(ValueError, match=r"expected a cache of keys \(B, H, window, 16\)"):
         sliding_step(q[:, :, 0], q[:, :, 0], q[:, :, 0], (q, q[:, :1]), torch.zeros(1, dtype=torch.int64))
+
+
+def test_a_row_without_a_softmax_is_not_a_number():
+    q, k = torch.ones(1, 1, 2, 16, device=HERE), -torch.ones(1, 1, 2, 16, device=HERE)
+    q[0, 0, 1] = torch.inf
+    for backend in ("triton", "torch"):
+        y = sliding_attention(q, k, k, 1, backend=backend)
+        assert y[0, 0, 0].isfinite().all() and y[0, 0, 1].isnan().all()

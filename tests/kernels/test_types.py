@@ -83,6 +83,18 @@ def test_a_step_beside_a_wider_cache(narrow):
         assert torch.equal(kernels.sliding_step(q.float(), k.float(), v.float(), cache, position)[0], want)
 
 
+def test_a_filter_with_parts_in_fp64_is_of_fp64():
+    position, frequency, out, decay = draw(5, 3), draw(4), draw(2, 4), draw(2)
+    hidden = [(draw(4, 3), draw(4)), (draw(4, 4), draw(4))]
+    want = kernels.implicit_filter(position, frequency, hidden, out, decay)
+    for tensors in (
+        (position.float(), frequency, hidden, out, decay),
+        (position, frequency, hidden, out, decay.float()),
+    ):
+        got = kernels.implicit_filter(*tensors)
+        assert got.dtype == torch.float64 and torch.allclose(got, want, rtol=1e-5)
+
+
 def test_under_autocast_a_monarch_product_is_of_its_type():
     x, w1, w2 = draw(5, 6).float(), draw(2, 3, 3).float(), draw(3, 4, 2).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -101,8 +113,9 @@ def test_tokens_are_integers_of_any_type(dtype):
 @pytest.mark.parametrize("length, window", [(0, 2), (0, None)])
 def test_no_tokens_have_a_gradient_of_zeros(length, window):
     tensors = [*heads(length).values(), draw(H, D, D), draw(H, D, D)]
-    tensors = [t.requires_grad_() for t in tensors]
-    kernels.hedgehog_attention(*tensors, window=window).sum().backward()
+    mix = [] if window is None else [draw(H), draw(H)]
+    tensors = [t.requires_grad_() for t in (*tensors, *mix)]
+    kernels.hedgehog_attention(*tensors[:5], window=window, mix=tuple(mix) or None).sum().backward()
     assert all(t.grad is not None and not t.grad.any() for t in tensors)
 
 
@@ -123,6 +136,14 @@ def test_no_keys_leave_every_tensor_its_gradient(batch, suffix, levels):
         (lambda u, w: kernels.short_conv(u[:, :0], w), r"expected u \(B, H, L\) and w \(r H, K\)"),
         (lambda u, w: kernels.short_conv(u, w, activation=[]), r"unknown activation \[\]"),
         (lambda u, w: kernels.fft_conv(u, w[:2], keep=2.5), "keep must be a whole number of at least 1, got 2.5"),
+        (lambda u, w: kernels.short_conv_streams(u, w, streams=2.0), "streams must be a whole number of at least 1"),
+        (lambda u, w: kernels.block_diagonal_matmul(u.sum(), u), r"expected x \(\.\.\., 1 x 2 = 2\), got \(\)"),
+        (lambda u, w: kernels.monarch_matmul(u.sum(), u, u.mT), r"expected x \(\.\.\., 1 x 3 = 3\), got \(\)"),
+        (lambda u, w: kernels.gated_mlp(u.sum(), w, w[:, :2]), r"expected x \(\.\.\., D\), up \(2 W, D\)"),
+        (
+            lambda u, w: kernels.sliding_step(u, u, w[:1], (u, u), torch.zeros(1, dtype=torch.int64)),
+            r"v \(B, H, dv\), position",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(call, said):

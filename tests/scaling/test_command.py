@@ -276,6 +276,15 @@ def test_names_that_are_numbers_and_scores_without_order(tmp_path, capsys):
     assert "Units (table): the compute is 6e-09 n d, but training takes about 6 FLOPs a parameter and token" in shown
 
 
+def test_names_that_look_like_markup_are_names(tmp_path, capsys):
+    table = profiles().replace({"family": {"ours": "[hyena,swiglu]", "theirs": "[/x]", "old": "hyena [old]"}})
+    table.to_csv(tmp_path / "runs.csv", index=False)
+    assert run(str(tmp_path / "runs.csv"), *COLUMNS, "--no-figures", "--out", str(tmp_path / "[b]out[/]")) == 0
+    shown = capsys.readouterr().out
+    assert all(shown.count(name) >= 2 for name in ("[hyena,swiglu]", "[/x]", "hyena [old]"))
+    assert f"written to {tmp_path / '[b]out[/]'}" in shown and re.search(r"0\.\d+ \[0\.\d+, 0\.\d+\]", shown)
+
+
 def test_seeds_of_a_score_are_resampled_too(foreign):
     table = read(foreign, {"n": "Size", "d": "seen", "loss": "final"}, "family")
     scores = pd.DataFrame({"arch": list(LAWS) * 2, "score": [0.8, 0.7, 0.4, 0.9, 0.7, 0.3]})

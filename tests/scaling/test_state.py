@@ -121,6 +121,8 @@ def test_sequence_length_makes_classes():
     assert fitted.intercepts["a at 128 tokens"] == pytest.approx(5.0, abs=1e-6)
     assert fitted.intercepts["a at 2048 tokens"] == pytest.approx(4.8, abs=1e-6)
     assert set(fitted.points["seq_len"]) == {128.0, 2048.0}
+    some = fit_state_optimal(pd.concat([both, short.assign(seq_len=np.nan)]))
+    assert len(some.points) == 45 and some.intercepts["a at an unknown length"] == pytest.approx(5.0, abs=1e-6)
     one = fit_state_optimal(short.assign(seq_len=128))
     assert set(one.intercepts) == set("abc") and (one.points["seq_len"] == 128).all()
 
