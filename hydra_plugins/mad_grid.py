@@ -193,6 +193,8 @@ def apply(overrides: list[Override], config: DictConfig) -> None:
 
 
 def _values(override: Override) -> list[str]:
+    if override.is_interval_sweep():
+        raise ValueError(f"{override.input_line}: an interval has no list of values; expected a,b, range() or choice()")
     if override.is_sweep_override():
         found = [str(value) for value in itertools.islice(override.sweep_string_iterator(), MOST_POINTS + 1)]
         if len(found) > MOST_POINTS:

@@ -58,7 +58,7 @@ def load(texts: Mapping[str, bytes]) -> None:
             lines = importlib.util.decode_source(text).splitlines(keepends=True)
             linecache.cache[file] = (len(text), None, lines, file)  # for tracebacks, and Triton's kernels
             exec(compile(text, file, "exec"), module.__dict__)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # the latter of a script that takes itself for the program
             del sys.modules[name]
             raise ValueError(f"plugin {path!r} failed to load: {type(error).__name__}: {error}") from error
         _loaded[name] = text

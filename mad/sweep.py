@@ -222,6 +222,10 @@ def prepare(points: Iterable[Point]) -> tuple[list[config.Run], dict[str, Any]]:
         )
     if not sweep["results_dir"].strip():  # as of a shell's variable that is not set: it would be the folder one is in
         raise ValueError("nothing was trained: results_dir is empty; expected a folder, as results_dir=results/mine")
+    try:
+        leaderboard.check_tasks({run.task["name"] for run in runs.values()})
+    except ValueError as error:
+        raise ValueError(f"nothing was trained: {error}; register it under another name") from None
     scores = sorted({run.train.score for run in runs.values()})
     if len(scores) > 1:
         raise ValueError(
@@ -304,7 +308,9 @@ def _refuse(error: Exception) -> None:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
     cause = str(error.__cause__).partition("\n")[0] if isinstance(error, HydraException) and error.__cause__ else ""
-    print(f"mad.sweep: {error}{': ' if cause else ''}{cause}", file=sys.stderr)
+    quote = "; quote a value with spaces, ~ or parentheses for Hydra, as \"results_dir='/my dir'\""
+    hint = quote if "LexerNoViableAlt" in str(error) else ""
+    print(f"mad.sweep: {error}{': ' if cause else ''}{cause}{hint}", file=sys.stderr)
     sys.exit(2)
 
 

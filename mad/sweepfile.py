@@ -135,11 +135,34 @@ def _read(name: str, known: dict[str, Path], found: dict[Path, dict[str, Any]], 
         raise ValueError(f"{file}: {error}") from None
     found[file] = given
     defaults = given.get("defaults", [])
+    try:
+        _check_defaults(defaults, known)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
     for other in defaults if "_self_" in defaults else [*defaults, "_self_"]:
         if other == "_self_":
             found[file] = found.pop(file)
         elif isinstance(other, str) and other in known:
             _read(other, known, found, (*within, name))
+
+
+def _check_defaults(given: list[Any], known: Iterable[str]) -> None:
+    """Whether each is a sweep, or a choice of another group: "override /protocol: mad_lab"."""
+    for other in given:
+        if isinstance(other, str):
+            if other != "_self_" and "/" not in other and other not in known:
+                raise unknown("sweep in defaults:", other, (*known, "_self_"))
+            continue
+        pairs = [*other.items()] if isinstance(other, dict) else []
+        if len(pairs) != 1 or not isinstance(pairs[0][0], str) or not isinstance(pairs[0][1], (str, list, type(None))):
+            raise ValueError(
+                f"defaults must be a list of names, or of {{override /group: choice}}, as [mad, _self_], got {other!r}"
+            )
+        ((key, choice),) = pairs
+        group = key.removeprefix("override ").strip().lstrip("/")
+        there = [file.stem for place in (ROOT / "conf", *search_path()) for file in (place / group).glob("*.yaml")]
+        if there and isinstance(choice, str) and choice not in there and group != "task":  # a task needs no file
+            raise unknown(f"choice in defaults: {key}:", choice, there)
 
 
 def _check(given: Any) -> None:

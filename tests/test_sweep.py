@@ -345,6 +345,11 @@ def test_text_from_the_command_line_to_the_table(tmp_path):
         ("plugins=[nowhere.py]", "plugin 'nowhere.py' is not a file"),
         ("train.steps=abc", "'abc'"),
         ("train.score=accuracy,macro_accuracy", "ranked by one score, got train.score=accuracy,macro_accuracy"),
+        (
+            "optim.lr=interval(1e-4,1e-3)",
+            "optim.lr=interval(1e-4,1e-3): an interval has no list of values; expected a,b",
+        ),
+        ("results_dir=~/mine", "quote a value with spaces, ~ or parentheses for Hydra, as \"results_dir='/my dir'\""),
         ("plugins=mine.py", "expected a list of files, plugins=[mine.py]"),
         ("plugins=[a.py],[b.py]", "all runs of a sweep have the same plugins"),
         ("ladder=hyena rung=0", "arch=mqar_base_conv and ladder=hyena are given"),

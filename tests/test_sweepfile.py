@@ -74,6 +74,13 @@ def test_a_settings_option_is_one_value(folder, expand):
         ("arch: {stack: [mlp]}", "put it into hydra.sweeper.params, as arch.stack: hyena-swiglu*2"),
         ("arch: {name: own}", "put it into hydra.sweeper.params, as arch.name: mine"),
         ("defaults: mad", "defaults must be a list of names, as [mad, _self_], got 'mad'"),
+        ("defaults: [quikstart, _self_]", "unknown sweep in defaults: 'quikstart' (did you mean 'quickstart'?)"),
+        ("defaults: [{mad: 1}]", "defaults must be a list of names, or of {override /group: choice}"),
+        ("defaults: [null]", "as [mad, _self_], got None"),
+        (
+            "defaults: [mad, {override /protocol: madlab}, _self_]",
+            "unknown choice in defaults: override /protocol: 'madlab' (did you mean 'mad_lab'?)",
+        ),
         ("train: {epochs: abc}", "train.epochs: Value 'abc' of type 'str' could not be converted to Integer"),
         ("optim: {lr: null}", "optim.lr: Incompatible value 'None' for field of type 'float'"),
         ("seed: [1, 2]", "to Integer; the values of an axis go into hydra.sweeper.params"),
@@ -151,6 +158,14 @@ def test_a_task_of_a_plugin_in_a_sweeps_file(folder):
     assert done.returncode == 0, done.stderr
     shown = yaml.safe_load(done.stdout)
     assert shown["task"] == {"name": "parity", "vocab_size": 2, "seq_len": 16} and shown["plugins"] == ["parity.py"]
+
+
+def test_a_plugin_that_exits_and_a_task_that_no_board_can_hold(folder, refused):
+    (folder / "program.py").write_text("import sys\nsys.exit()")
+    assert "plugin 'program.py' failed to load: SystemExit" in refused("plugins=[program.py]", "tracker=none")
+    (folder / "win_rate.py").write_text(PARITY.replace('"parity"', '"win_rate"'))
+    said = refused("plugins=[win_rate.py]", "task=win_rate", *TINY[1:])
+    assert "nothing was trained: a task cannot be called 'win_rate' here" in said
 
 
 def test_a_file_that_a_shipped_one_hides_is_refused(folder, refused):

@@ -201,7 +201,8 @@ def chosen(given: str | None, default: tuple[str, ...]) -> list[dict[str, Any]]:
     names = given.removeprefix("arch=").split(",") if given else list(default)
     for name in names:
         if name not in known:
-            sys.exit(str(unknown("arch", name, known)))
+            print(f"mad.bench: {unknown('arch', name, known)}", file=sys.stderr)
+            sys.exit(2)
     return [yaml.safe_load((folder / f"{name}.yaml").read_text()) for name in names]
 
 

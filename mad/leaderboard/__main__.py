@@ -30,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
         for name in SUFFIXES:
             if getattr(chosen, name):
                 leaderboard.check_file(f"--{name}", getattr(chosen, name), SUFFIXES[name])
-                _check_kept(f"--{name}", getattr(chosen, name), chosen.tables)
+                read = [*chosen.tables, *([chosen.anchors] if chosen.anchors else [])]
+                _check_kept(f"--{name}", getattr(chosen, name), read)
         if chosen.publish:
             _check_publishing(chosen.publish, chosen.tables)
         published = leaderboard.read_anchors(chosen.anchors) if chosen.anchors else None
@@ -62,14 +63,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _check_kept(option: str, file: str, tables: list[str]) -> None:
-    """Whether `file` is none of the tables: it would be replaced.
+    """Whether `file` is none of the tables that are read: it would be replaced.
 
     Raises:
-        ValueError: it is one, or the results.csv of one.
+        ValueError: it is one, under whatever name, or the results.csv of one.
     """
     for table in tables:
-        if Path(file).resolve() in (Path(table).resolve(), Path(table, "results.csv").resolve()):
-            raise ValueError(f"{option} {file} would replace the table of runs {table}; expected another file")
+        for path in (Path(table), Path(table, "results.csv")):
+            same = Path(file).resolve() == path.resolve()
+            if same or (path.is_file() and Path(file).is_file() and path.samefile(file)):
+                raise ValueError(
+                    f"{option} {file} would replace the table {table}, which is read; expected another file"
+                )
 
 
 def _check_publishing(tracker: str, tables: list[str]) -> None:

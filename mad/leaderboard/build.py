@@ -19,6 +19,7 @@ missing, as one that was not run is. An architecture with missing settings is no
 below them; `settings_done` and `settings_total` say what is missing, and it has no mean while a whole task is.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -109,10 +110,17 @@ def scored(table: pd.DataFrame, score: str | None = None) -> Any:
         raise ValueError(
             f"the {score} of {arch} at {task} is infinite; expected a number, or none of a run that failed"
         )
-    for task in sorted(runs["task"].unique()):
-        if task in (*HEAD, *TAIL):
-            raise ValueError(f"a task cannot be called {task!r}: a leaderboard has a column of that name")
+    check_tasks(runs["task"].unique())
     return runs
+
+
+def check_tasks(names: Iterable[str]) -> None:
+    """Whether a leaderboard can have a column, and one for the spread, of each of these tasks. Raises ValueError for
+    the first that it cannot."""
+    spreads = {f"{name}_std" for name in names}
+    for name in sorted(names):
+        if name in (*HEAD, *TAIL) or name in spreads:
+            raise ValueError(f"a task cannot be called {name!r} here: a leaderboard has a column of that name")
 
 
 def check_named(table: Frame, where: str) -> None:
@@ -210,8 +218,13 @@ def _labels(table: Frame) -> Frame:
             several = table.groupby("arch")[column].transform("nunique", dropna=False) > 1
             key = str(column).removeprefix("arch.").removeprefix("versions.")
             said = table[column].notna()  # else the bare name: of failed runs of a mad before they said their plugins
-            labels = labels.mask(several & said, labels + f" {key}=" + table[column].astype(str))
+            labels = labels.mask(several & said, labels + f" {key}=" + table[column].map(_plain))
     return _with_length(labels, table) if "arch.max_length" in table else labels
+
+
+def _plain(value: Any) -> str:
+    """64 for 64.0: a column that another table lacks is one of floats."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _with_length(labels: Frame, table: Frame) -> Frame:

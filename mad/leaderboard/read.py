@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from mad.config import YOUNGER
 from mad.leaderboard.build import check_named
 from mad.records import DONE, RUN_ID, Record, Store, read_csv
 from mad.records import table as table_of
@@ -60,6 +61,20 @@ def _read(path: Path) -> tuple[pd.DataFrame, list[Record]]:
         except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
             raise ValueError(f"{file} is not a CSV file of runs: {str(error).strip()}") from error
         check_named(table, str(file))
+        table = _filled(table)
     if table.empty:
         raise ValueError(f"{path} holds no runs yet")
     return table, records
+
+
+def _filled(table: pd.DataFrame) -> pd.DataFrame:
+    """A results.csv of ours with the columns that its mad did not know yet, as a table of its records would have them:
+    else a model would be two."""
+    if "run_id" not in table or not any(str(column).startswith("arch.") for column in table):
+        return table
+    ours: Any = table["run_id"].astype(str).str.fullmatch(RUN_ID)
+    for section, key, before in YOUNGER:
+        if before is not None:
+            column: Any = table.get(f"{section}.{key}", pd.Series(None, table.index, dtype=object))
+            table = table.assign(**{f"{section}.{key}": column.mask(ours & column.isna(), before)})
+    return table

@@ -64,10 +64,15 @@ def markdown(board: pd.DataFrame, anchors: Anchors | None = None) -> str:
     """`board` as a Markdown table, ended by a newline."""
     cells = _with_published(_cells(board), board, anchors)
     rule = ["---" if column == "arch" else "---:" for column in cells]
-    rows = [list(cells.columns), rule, *([cell.replace("|", "\\|") for cell in row] for row in cells.values.tolist())]
+    rows = [list(cells.columns), rule, *([_in_a_cell(cell) for cell in row] for row in cells.values.tolist())]
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
     caption = _caption(board, anchors)
     return "\n".join([*lines, *(["", caption] if caption else [])]) + "\n"
+
+
+def _in_a_cell(text: str) -> str:
+    """On one line, and the table's own sign escaped."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def write_markdown(board: pd.DataFrame, path: str | Path, anchors: Anchors | None = None) -> None:

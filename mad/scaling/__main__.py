@@ -21,6 +21,7 @@ from mad.scaling.report import Group, Report, make, perplexity, read_scores, to_
 from mad.scaling.table import ALIASES, read
 
 LAWS = ("arch", "runs", "E", "A", "B", "alpha", "beta", "a (parametric)", "a (IsoFLOP)", "its bias", "hold-out error")
+KINDS = ("png", "pdf")  # of files, for each figure
 WIDE = 160  # columns of text where the output is no terminal
 
 
@@ -185,7 +186,8 @@ def _interval(ends: tuple[float, float] | None) -> str:
 
 
 def write(report: Report, table: Any, options: argparse.Namespace, folder: Path, command: str) -> list[str]:
-    """fits.json with where it is from, and each figure as PNG and PDF; the names of the files."""
+    """fits.json with where it is from, and each figure as PNG and PDF, in place of those of an earlier table; the names
+    of the files."""
     about = {
         "command": command,
         "table": {"sha256": table.attrs["sha256"], "rows": len(table)},
@@ -199,12 +201,14 @@ def write(report: Report, table: Any, options: argparse.Namespace, folder: Path,
     if options.no_figures:
         return names
     from mad.figures import save  # matplotlib takes its time
-    from mad.scaling.figures import draw
+    from mad.scaling.figures import draw, unsupported
 
     for name, figure in draw(report):
-        for kind in ("png", "pdf"):
+        for kind in KINDS:
             save(figure, folder / f"{name}.{kind}")
         names.append(f"{name}.png and .pdf")
+    for path in (folder / f"{name}.{kind}" for name in unsupported(report) for kind in KINDS):
+        path.unlink(missing_ok=True)  # of an earlier table: beside these fits it would be taken for theirs
     return names
 
 

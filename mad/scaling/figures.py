@@ -25,9 +25,22 @@ ROW = 0.17  # inches of a legend below
 def draw(report: Report) -> Iterator[tuple[str, Figure]]:
     """(name, figure) of each figure that the report supports."""
     looks = {arch: (COLORS[i % 8], MARKERS[(i + i // 8) % 8]) for i, arch in enumerate(report.groups)}
+    for name, function, given in _figures(report):
+        if given:
+            with matplotlib.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
+                yield name, function(given, looks)
+
+
+def unsupported(report: Report) -> list[str]:
+    """The names of the others."""
+    return [name for name, _, given in _figures(report) if not given]
+
+
+def _figures(report: Report) -> tuple[tuple[str, Any, list[Any]], ...]:
+    """Of each figure its name, the function that draws it, and what of the report."""
     groups = list(report.groups.values())
     lawful = [g for g in groups if g.parametric]
-    figures: tuple[tuple[str, Any, list[Any]], ...] = (
+    return (
         ("isoflop", _isoflop, [g for g in groups if g.isoflop]),
         ("optima", _optima, [g for g in groups if g.isoflop or g.parametric]),
         ("contours", _contours, lawful),
@@ -38,10 +51,6 @@ def draw(report: Report) -> Iterator[tuple[str, Figure]]:
         ("state", _state, [report.state] if report.state else []),
         ("scores", _scores, [report.scores] if report.scores else []),
     )
-    for name, function, given in figures:
-        if given:
-            with matplotlib.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
-                yield name, function(given, looks)
 
 
 def _panels(count: int, columns: int = 3, height: float = PANEL) -> tuple[Figure, list[Axes]]:

@@ -201,7 +201,8 @@ def _kept(new: Frame, table: Frame) -> Frame:
         )
     if not good.all():
         warnings.warn(
-            f"{int((~good).sum())} of {len(good)} rows are left out: not ok, or a number missing{also}",
+            f"{int((~good).sum())} of {len(good)} rows are left out: not ok, or a loss, n, d or compute that is "
+            f"missing, infinite or not above 0{also}",
             DroppedRows,
             stacklevel=3,
         )

@@ -21,6 +21,7 @@ import importlib
 import inspect
 import json
 import pkgutil
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -73,6 +74,10 @@ def build(name: str, **options: Any) -> Task:
 
 
 def _check_class(name: str, cls: Any) -> None:
+    if not isinstance(name, str) or not re.fullmatch(
+        r"(?!(null|true|false)$)[A-Za-z]\w*", name
+    ):  # as a command line can give it
+        raise ValueError(f"a task's name is a letter, then letters, digits and _ alone, got {name!r}")
     if not (isinstance(cls, type) and issubclass(cls, Task)):
         raise ValueError(f"task {name!r}: expected a class derived from tasks.Task, got {cls!r}")
     for option in list(inspect.signature(cls.__init__).parameters.values())[1:]:
@@ -82,6 +87,8 @@ def _check_class(name: str, cls: Any) -> None:
                 f"task {name!r}: option {option.name!r} of {cls.__name__}.__init__ {lacks}; expected "
                 "def __init__(self, *, vocab_size=16, seq_len=128), as options are set by name and each can be left out"
             )
+        if option.name == "name":
+            raise ValueError(f"task {name!r}: an option cannot be called 'name', which is the task's own")
 
 
 def _check_kept(task: Task, given: dict[str, Any]) -> None:

@@ -457,12 +457,34 @@ def test_equal_means_are_ties_in_whatever_order_they_are_summed():
     "change, message",
     [
         ({"accuracy": math.inf}, "the accuracy of a at copy is infinite"),
-        ({"task": "mean"}, "a task cannot be called 'mean': a leaderboard has a column of that name"),
+        ({"task": "mean"}, "a task cannot be called 'mean' here: a leaderboard has a column of that name"),
+        ({"task": "other_std"}, "a task cannot be called 'other_std' here"),
     ],
 )
 def test_what_a_board_cannot_hold(change, message):
     with pytest.raises(ValueError, match=message):
-        build(row(**change))
+        build(row(**change), row(task="other"))
+
+
+def test_a_results_csv_of_an_older_mad_is_of_the_same_models(tmp_path):
+    """And its numbers, which a column with gaps makes floats, are written as they were."""
+    store = Store(tmp_path / "new", sweep="new")
+    for seed, dim in ((0, 64), (1, 7)):
+        config = Run.of({"task": "mqar", "arch": {"name": "a", "stack": ["mlp"], "dim": dim}, "seed": seed}).to_dict()
+        store.write(Record(f"{seed:016x}", "ok", config, {"accuracy": 0.5}))
+    older = leaderboard.read([store.folder]).drop(
+        columns=["arch.init", "arch.own_filters", "arch.head_bias", "train.report"]
+    )
+    older.assign(run_id=["a" * 16, "b" * 16], seed=2, accuracy=0.7).to_csv(tmp_path / "older.csv", index=False)
+    pd.DataFrame([row(arch="b", accuracy=0.1)]).to_csv(tmp_path / "foreign.csv", index=False)
+    board = leaderboard.build(leaderboard.read([store.folder, tmp_path / "older.csv", tmp_path / "foreign.csv"]))
+    assert sorted(board["arch"]) == ["a dim=64", "a dim=7", "b"]
+    assert board.set_index("arch").loc["a dim=7", "mqar"] == pytest.approx(0.6)
+
+
+def test_a_name_with_a_line_break_is_a_row_of_markdown():
+    board = leaderboard.build(pd.DataFrame([row(arch="a\nb|c")]))
+    assert "| a b\\|c |" in leaderboard.markdown(board)
 
 
 def test_a_result_counts_before_a_failure_of_the_same_run(tmp_path):
@@ -485,7 +507,13 @@ def test_a_table_is_not_replaced_by_its_own_board(tmp_path, capsys):
     pd.DataFrame([row()]).to_csv(file, index=False)
     before = file.read_text()
     assert main([str(file), "--csv", str(file)]) == 2 and file.read_text() == before
-    assert f"--csv {file} would replace the table of runs" in capsys.readouterr().err
+    assert f"--csv {file} would replace the table {file}" in capsys.readouterr().err
+    published, link = tmp_path / "published.csv", tmp_path / "link.csv"
+    published.write_text("arch,copy\na,0.5\n")
+    link.hardlink_to(file)
+    for other in (published, link):
+        assert main([str(file), "--anchors", str(published), "--csv", str(other)]) == 2
+    assert published.read_text() == "arch,copy\na,0.5\n" and file.read_text() == before
 
 
 def test_seeds_may_be_words_or_missing(tmp_path):

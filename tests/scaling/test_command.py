@@ -276,6 +276,15 @@ def test_names_that_are_numbers_and_scores_without_order(tmp_path, capsys):
     assert "Units (table): the compute is 6e-09 n d, but training takes about 6 FLOPs a parameter and token" in shown
 
 
+def test_figures_of_an_earlier_table_do_not_stay(foreign, tmp_path):
+    out = tmp_path / "out"
+    assert run(foreign, *COLUMNS, "--out", out, "--bootstrap", 0) == 0 and (out / "isoflop.png").exists()
+    profiles().head(3).to_csv(tmp_path / "few.csv", index=False)
+    (out / "notes.txt").write_text("mine")
+    assert run(tmp_path / "few.csv", *COLUMNS, "--out", out, "--bootstrap", 0) == 0
+    assert sorted(file.name for file in out.iterdir()) == ["fits.json", "notes.txt"]
+
+
 def test_names_that_look_like_markup_are_names(tmp_path, capsys):
     table = profiles().replace({"family": {"ours": "[hyena,swiglu]", "theirs": "[/x]", "old": "hyena [old]"}})
     table.to_csv(tmp_path / "runs.csv", index=False)

@@ -239,6 +239,14 @@ def test_options_that_nobody_could_set_are_refused(parity, init, message):
         parity(__init__=init)
     with pytest.raises(ValueError, match="task 'parity': expected a class derived from tasks.Task, got <function"):
         tasks.register("parity")(lambda: None)
+    with pytest.raises(ValueError, match="task 'parity': an option cannot be called 'name'"):
+        parity(__init__=lambda self, *, name="x": None)
+
+
+@pytest.mark.parametrize("name", ["my task", "a,b", "null", "3", 3, ""])
+def test_names_that_nobody_could_choose_are_refused(name):
+    with pytest.raises(ValueError, match=f"a task's name is a letter, then letters, digits and _ alone, got {name!r}"):
+        tasks.register(name)(tasks.registry.get("mqar"))
 
 
 def test_options_that_are_not_kept_are_refused(parity):

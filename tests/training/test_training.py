@@ -355,6 +355,23 @@ def test_a_plugin_brings_a_layer_and_its_text_decides_the_run_id(tmp_path):
     assert (again.run_id, again.metrics, again.versions) == (first.id, record.metrics, record.versions)
 
 
+def test_a_task_may_draw_from_torch(tmp_path):
+    """Against advice; where its examples were kept, the model's draws came out otherwise."""
+    plugin = tmp_path / "coins.py"
+    plugin.write_text(
+        "import torch\n"
+        "from mad import tasks\n"
+        "@tasks.register('coins')\n"
+        "class Coins(tasks.Task):\n"
+        "    def __init__(self, *, vocab_size=2, seq_len=8):\n"
+        "        super().__init__(vocab_size=vocab_size, seq_len=seq_len)\n"
+        "    def generate(self, rng, num, train):\n"
+        "        return 2 * (torch.randint(2, (num, 8)).numpy(),)\n"
+    )
+    run = TINY | {"task": "coins", "plugins": [str(plugin)]}
+    assert same(training.train(run), training.train(run))
+
+
 def test_a_layer_may_draw_from_numpy(tmp_path):
     plugin = tmp_path / "noise.py"
     plugin.write_text(
