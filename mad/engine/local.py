@@ -152,8 +152,10 @@ def _whole() -> Iterator[None]:
         came.append(True)
         server = getattr(forkserver._forkserver, "_forkserver_pid", None)
         if server is not None:  # the next engine has one of its own
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(server, signal.SIGKILL)
+                if hasattr(os, "waitid"):  # it dies a moment later: who looked now would take it for alive
+                    os.waitid(os.P_PID, server, os.WEXITED | os.WNOWAIT)
 
     try:
         with _hearing(end_the_server):

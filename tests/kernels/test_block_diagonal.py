@@ -102,7 +102,7 @@ def test_are_well_formed_operators():
 
 def test_bad_input():
     x, w = torch.randn(2, 8), torch.randn(2, 4, 3)
-    with pytest.raises(ValueError, match="4 x 3 = 12, got 8"):
+    with pytest.raises(ValueError, match=r"4 x 3 = 12\), got"):
         kernels.block_diagonal_matmul(x, torch.randn(4, 3, 5))
     with pytest.raises(ValueError, match="did you mean 'gelu'"):
         block_diagonal_glu(x, w, w, activation="gelo")
