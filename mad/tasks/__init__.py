@@ -35,6 +35,8 @@ __all__ = ["IGNORE", "SPLITS", "Examples", "Task", "build", "names", "options", 
 
 T = TypeVar("T", bound=type[Task])
 
+NAME = r"(?!(?i:null|true|false|nan|inf)$)[^\W\d]\w*(-\w+)*"  # a word to Hydra, too
+
 registry = Registry("task")
 names = registry.names
 options = registry.options  # options("compression") -> {"vocab_size": 16, "seq_len": 32}
@@ -74,10 +76,8 @@ def build(name: str, **options: Any) -> Task:
 
 
 def _check_class(name: str, cls: Any) -> None:
-    if not isinstance(name, str) or not re.fullmatch(
-        r"(?!(null|true|false)$)[A-Za-z]\w*", name
-    ):  # as a command line can give it
-        raise ValueError(f"a task's name is a letter, then letters, digits and _ alone, got {name!r}")
+    if not isinstance(name, str) or not re.fullmatch(NAME, name):
+        raise ValueError(f"a task's name is a word of letters, digits, _ and -, begun by a letter, got {name!r}")
     if not (isinstance(cls, type) and issubclass(cls, Task)):
         raise ValueError(f"task {name!r}: expected a class derived from tasks.Task, got {cls!r}")
     for option in list(inspect.signature(cls.__init__).parameters.values())[1:]:

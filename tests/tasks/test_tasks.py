@@ -208,13 +208,13 @@ def parity(monkeypatch):
     for name in ("_classes", "_tags"):
         monkeypatch.setattr(tasks.registry, name, dict(getattr(tasks.registry, name)))
 
-    def make(generate=None, **members):
+    def make(generate=None, name="parity", **members):
         def init(self, *, vocab_size=2, seq_len=6, flips=1):
             tasks.Task.__init__(self, vocab_size=vocab_size, seq_len=seq_len)
             self.flips = flips
 
         made = {"__init__": init, "generate": lambda self, *given: generate(*given), **members}
-        return tasks.register("parity")(type("Parity", (tasks.Task,), made))
+        return tasks.register(name)(type("Parity", (tasks.Task,), made))
 
     return make
 
@@ -243,10 +243,17 @@ def test_options_that_nobody_could_set_are_refused(parity, init, message):
         parity(__init__=lambda self, *, name="x": None)
 
 
-@pytest.mark.parametrize("name", ["my task", "a,b", "null", "3", 3, ""])
+@pytest.mark.parametrize("name", ["my task", "a,b", "null", "True", "3", "1e3", "-a", "a-", 3, ""])
 def test_names_that_nobody_could_choose_are_refused(name):
-    with pytest.raises(ValueError, match=f"a task's name is a letter, then letters, digits and _ alone, got {name!r}"):
+    with pytest.raises(
+        ValueError, match=f"a task's name is a word of letters, digits, _ and -, begun by a letter, got {name!r}"
+    ):
         tasks.register(name)(tasks.registry.get("mqar"))
+
+
+def test_a_name_of_two_words(parity):
+    parity(name="my-parity_2")
+    assert "my-parity_2" in tasks.names()
 
 
 def test_options_that_are_not_kept_are_refused(parity):
