@@ -34,7 +34,7 @@ def check_switch(name: str, value: Any) -> None:
 
 def is_number(value: Any) -> bool:
     """Whether it is a finite number; True and False are none, though Python counts with them."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 class Registry:

@@ -308,7 +308,7 @@ def _refuse(error: Exception) -> None:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
     cause = str(error.__cause__).partition("\n")[0] if isinstance(error, HydraException) and error.__cause__ else ""
-    quote = "; quote a value with spaces, ~ or parentheses for Hydra, as \"results_dir='/my dir'\""
+    quote = "; quote a value with spaces, ~, parentheses or accents for Hydra, as \"results_dir='/my dir'\""
     hint = quote if "LexerNoViableAlt" in str(error) else ""
     print(f"mad.sweep: {error}{': ' if cause else ''}{cause}{hint}", file=sys.stderr)
     sys.exit(2)

@@ -150,7 +150,8 @@ def _check_defaults(given: list[Any], known: Iterable[str]) -> None:
     """Whether each is a sweep, or a choice of another group: "override /protocol: mad_lab"."""
     for other in given:
         if isinstance(other, str):
-            if other != "_self_" and "/" not in other and other not in known:
+            plain = re.fullmatch(r"[\w-]+", other)  # Hydra also takes paths, suffixes and ${references}
+            if other != "_self_" and plain and other not in known:
                 raise unknown("sweep in defaults:", other, (*known, "_self_"))
             continue
         pairs = [*other.items()] if isinstance(other, dict) else []
@@ -161,7 +162,8 @@ def _check_defaults(given: list[Any], known: Iterable[str]) -> None:
         ((key, choice),) = pairs
         group = key.removeprefix("override ").strip().lstrip("/")
         there = [file.stem for place in (ROOT / "conf", *search_path()) for file in (place / group).glob("*.yaml")]
-        if there and isinstance(choice, str) and choice not in there and group != "task":  # a task needs no file
+        plain = isinstance(choice, str) and re.fullmatch(r"[\w-]+", choice)
+        if there and plain and choice not in there and group != "task":  # a task needs no file
             raise unknown(f"choice in defaults: {key}:", choice, there)
 
 

@@ -349,7 +349,10 @@ def test_text_from_the_command_line_to_the_table(tmp_path):
             "optim.lr=interval(1e-4,1e-3)",
             "optim.lr=interval(1e-4,1e-3): an interval has no list of values; expected a,b",
         ),
-        ("results_dir=~/mine", "quote a value with spaces, ~ or parentheses for Hydra, as \"results_dir='/my dir'\""),
+        (
+            "results_dir=~/mine",
+            "quote a value with spaces, ~, parentheses or accents for Hydra, as \"results_dir='/my dir'\"",
+        ),
         ("plugins=mine.py", "expected a list of files, plugins=[mine.py]"),
         ("plugins=[a.py],[b.py]", "all runs of a sweep have the same plugins"),
         ("ladder=hyena rung=0", "arch=mqar_base_conv and ladder=hyena are given"),

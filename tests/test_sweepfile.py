@@ -120,6 +120,13 @@ def test_mistakes_in_the_axes_of_a_sweeps_file(folder, refused, text, message):
     assert message in refused("sweeps=other", "tracker=none")
 
 
+def test_defaults_as_hydra_takes_them(folder, expand):
+    (folder / "conf" / "arch" / "mine").mkdir(parents=True)
+    (folder / "conf" / "arch" / "mine" / "own.yaml").write_text("name: own\nstack: [hyena, mlp]")
+    write(folder, "defaults: [quickstart.yaml, {override /arch: mine/own}, {override /task: mqar.yaml}, _self_]")
+    expand("sweeps=mine")
+
+
 def test_files_that_cannot_be_built_on(folder, refused):
     write(folder, "defaults: [other, _self_]")
     write(folder, "defaults: [mine, _self_]", "other")

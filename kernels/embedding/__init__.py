@@ -30,7 +30,7 @@ def embedding(weight: torch.Tensor, tokens: torch.Tensor, *, backend: str = "aut
         raise ValueError(f"expected weight (V, D), got {tuple(weight.shape)}")
     if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
         raise ValueError(f"expected tokens to be integers, got {tokens.dtype}")
-    if use_triton(backend, weight) and (backend == "triton" or len(weight) <= FEW):
+    if use_triton(backend, weight, tokens) and (backend == "triton" or len(weight) <= FEW):
         from kernels.embedding import triton
 
         return triton.embedding(weight, tokens)

@@ -60,7 +60,8 @@ def hedgehog_attention(
         raise ValueError(f"expected mix of two tensors ({heads},), got {[tuple(m.shape) for m in mix]}")
     options = {"window": window, "mix": mix, "normalize": normalize, "eps": eps}
     width = max(d, v.shape[3], 2 * w_q.shape[2])
-    if use_triton(backend, q, k, v, w_q, w_k, width=width, widest=widest(v.dtype, window)) and v.numel():
+    tensors = (q, k, v, w_q, w_k, *(mix or ()))
+    if use_triton(backend, *tensors, width=width, widest=widest(v.dtype, window)) and v.numel():
         from kernels.hedgehog_attention import triton
 
         return triton.hedgehog_attention(q, k, v, w_q, w_k, **options)

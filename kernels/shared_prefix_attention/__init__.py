@@ -40,7 +40,8 @@ def shared_prefix_attention(
     check(q, prefixes, suffix_k, suffix_v, suffix_lengths)
     tensors = [q, suffix_k, suffix_v, *(t for level in prefixes for t in level[:2])]
     widest = 128 if q.dtype == torch.float32 else 256
-    runs = use_triton(backend, *tensors, width=q.shape[-1], widest=widest, gradients=False)
+    lengths = [suffix_lengths, *(level[2] for level in prefixes if len(level) == 3)]
+    runs = use_triton(backend, *tensors, *lengths, width=q.shape[-1], widest=widest, gradients=False)
     if not q.numel():
         return q + sum(t[:0].sum() for t in tensors)  # so that all have a gradient
     levels = [level if len(level) == 3 else (*level, None) for level in prefixes]

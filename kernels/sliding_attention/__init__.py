@@ -88,7 +88,8 @@ def sliding_step(
             f"expected a cache of keys (B, H, window, {q.shape[2]}) and values (B, H, window, {v.shape[2]}), got "
             f"{tuple(keys.shape)} and {tuple(values.shape)}"
         )
-    if use_triton(backend, q, k, v, keys, values, width=max(q.shape[-1], v.shape[-1]), gradients=False):
+    tensors = (q, k, v, keys, values, position)
+    if use_triton(backend, *tensors, width=max(q.shape[-1], v.shape[-1]), gradients=False):
         from kernels.sliding_attention.step import step
 
         y, keys, values = step(q, k, v, keys, values, position)

@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
             if getattr(chosen, name):
                 leaderboard.check_file(f"--{name}", getattr(chosen, name), SUFFIXES[name])
                 read = [*chosen.tables, *([chosen.anchors] if chosen.anchors else [])]
-                _check_kept(f"--{name}", getattr(chosen, name), read)
+                leaderboard.check_kept(f"--{name}", getattr(chosen, name), read)
         if chosen.publish:
             _check_publishing(chosen.publish, chosen.tables)
         published = leaderboard.read_anchors(chosen.anchors) if chosen.anchors else None
@@ -60,21 +60,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _check_kept(option: str, file: str, tables: list[str]) -> None:
-    """Whether `file` is none of the tables that are read: it would be replaced.
-
-    Raises:
-        ValueError: it is one, under whatever name, or the results.csv of one.
-    """
-    for table in tables:
-        for path in (Path(table), Path(table, "results.csv")):
-            same = Path(file).resolve() == path.resolve()
-            if same or (path.is_file() and Path(file).is_file() and path.samefile(file)):
-                raise ValueError(
-                    f"{option} {file} would replace the table {table}, which is read; expected another file"
-                )
 
 
 def _check_publishing(tracker: str, tables: list[str]) -> None:

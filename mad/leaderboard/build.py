@@ -117,8 +117,9 @@ def scored(table: pd.DataFrame, score: str | None = None) -> Any:
 def check_tasks(names: Iterable[str]) -> None:
     """Whether a leaderboard can have a column, and one for the spread, of each of these tasks. Raises ValueError for
     the first that it cannot."""
+    names = sorted(names)
     spreads = {f"{name}_std" for name in names}
-    for name in sorted(names):
+    for name in names:
         if name in (*HEAD, *TAIL) or name in spreads:
             raise ValueError(f"a task cannot be called {name!r} here: a leaderboard has a column of that name")
 
@@ -218,13 +219,16 @@ def _labels(table: Frame) -> Frame:
             several = table.groupby("arch")[column].transform("nunique", dropna=False) > 1
             key = str(column).removeprefix("arch.").removeprefix("versions.")
             said = table[column].notna()  # else the bare name: of failed runs of a mad before they said their plugins
-            labels = labels.mask(several & said, labels + f" {key}=" + table[column].map(_plain))
+            labels = labels.mask(several & said, labels + f" {key}=" + _texts(table[column]))
     return _with_length(labels, table) if "arch.max_length" in table else labels
 
 
-def _plain(value: Any) -> str:
-    """64 for 64.0: a column that another table lacks is one of floats."""
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+def _texts(column: Frame) -> Frame:
+    """Its values as labels have them; of whole numbers alone 64 for 64.0: where another table lacks the column, they
+    are floats."""
+    if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all() and (column.abs().max() < 2**53):
+        column = column.astype("Int64")
+    return column.astype(str)
 
 
 def _with_length(labels: Frame, table: Frame) -> Frame:

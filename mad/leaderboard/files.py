@@ -28,3 +28,18 @@ def check_file(option: str, path: str | Path, known: Sequence[str]) -> None:
         raise ValueError(f"{option} {path}: there is no folder {str(path.parent)!r}; the nearest one is {str(there)!r}")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise ValueError(f"{option} {path}: no permission to write there; choose a file in a folder of your own")
+
+
+def check_kept(option: str, file: str | Path, tables: Sequence[str | Path]) -> None:
+    """Whether `file` is none of the tables that are read: it would be replaced.
+
+    Raises:
+        ValueError: it is one, under whatever name, or the results.csv of one.
+    """
+    for table in tables:
+        for path in (Path(table), Path(table, "results.csv")):
+            same = Path(file).resolve() == path.resolve()
+            if same or (path.is_file() and Path(file).is_file() and path.samefile(file)):
+                raise ValueError(
+                    f"{option} {file} would replace the table {table}, which is read; expected another file"
+                )

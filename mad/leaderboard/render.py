@@ -43,7 +43,7 @@ def _that_fits(cells: pd.DataFrame, title: str, caption: str | None, console: Co
 
 
 def _table(cells: pd.DataFrame, title: str, caption: str | None, narrow: bool = False, fold: bool = False) -> Table:
-    table = Table(title=title, caption=caption)
+    table = Table(title=title, caption=None if caption is None else escape(caption))
     for column in cells:
         head = str(column).replace(" ", "\n") if narrow else str(column)
         least = max(map(len, [*head.split("\n"), *cells[column]]))
@@ -64,8 +64,8 @@ def markdown(board: pd.DataFrame, anchors: Anchors | None = None) -> str:
     """`board` as a Markdown table, ended by a newline."""
     cells = _with_published(_cells(board), board, anchors)
     rule = ["---" if column == "arch" else "---:" for column in cells]
-    rows = [list(cells.columns), rule, *([_in_a_cell(cell) for cell in row] for row in cells.values.tolist())]
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    rows = [list(map(_in_a_cell, row)) for row in (map(str, cells.columns), rule, *cells.values.tolist())]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
     caption = _caption(board, anchors)
     return "\n".join([*lines, *(["", caption] if caption else [])]) + "\n"
 

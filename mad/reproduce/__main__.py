@@ -46,6 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
             if getattr(options, kind):
                 leaderboard.check_file(f"--{kind}", getattr(options, kind), suffixes)
         source, *others = [options.table] if options.table else _defaults(options.name)
+        for kind in SUFFIXES:
+            if getattr(options, kind):
+                leaderboard.check_kept(f"--{kind}", getattr(options, kind), [source])
         comparison = compare(options.name, leaderboard.read([source]))
         show(comparison, source, console)
         for other in others:

@@ -124,8 +124,8 @@ PUBLISHED = {
             "compression's scores, which that would have raised, speak against it",
             "epochs of 800 and 1,600 sequences: the published code ends them with a smaller batch; ours are all full",
             "norm: the published code has LayerNorm at one entry point, RMSNorm at the other; ours is RMSNorm",
-            "epoch: the published code scores that of the lowest test perplexity, as ours does; the published scores "
-            "of striped_hyena agree with the last epoch's (`at the end`), those of mh_hyena do not",
+            "epoch: ours is that of the lowest test perplexity, which the code scores; the published scores of "
+            "striped_hyena agree with the last epoch's (at the end), those of mh_hyena do not",
             "selective copying: the published score agrees with filters of Hyena that keep their own draws "
             "(arch.own_filters=true), where the code draws them as all linear maps, N(0, 0.02)",
         ),

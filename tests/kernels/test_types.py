@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import kernels
+from kernels import checks
 
 B, H, T, D = 2, 3, 6, 4
 
@@ -125,6 +126,23 @@ def test_no_keys_leave_every_tensor_its_gradient(batch, suffix, levels):
     tensors = [t.requires_grad_() for t in (q, k, v, *prefixes[0])]
     kernels.shared_prefix_attention(q, prefixes[:levels], k, v, lengths).sum().backward()
     assert all(t.grad is not None for t in tensors[: 3 + 2 * levels])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a tensor on meta stands for one on another GPU")
+def test_tensors_on_two_devices_are_refused(monkeypatch):
+    """Those too that are no operands: Triton would read them where they are not."""
+    monkeypatch.setattr(checks, "runs_here", lambda t: True)
+    x, w, number = torch.ones(B, H, T, D), torch.ones(H, D, D), torch.zeros(B, dtype=torch.int64)
+    k = x.transpose(1, 2)
+    with pytest.raises(ValueError, match="expected all tensors on one device, got them on cpu and meta"):
+        kernels.embedding(w[0], number.to("meta"), backend="triton")
+    with pytest.raises(ValueError, match="cpu and meta"):
+        mix = torch.ones(H), torch.ones(H, device="meta")
+        kernels.hedgehog_attention(x, x, x, w, w, window=2, mix=mix, backend="triton")
+    with pytest.raises(ValueError, match="cpu and meta"):
+        kernels.sliding_step(x[:, :, 0], x[:, :, 0], x[:, :, 0], (x, x), number.to("meta"), backend="triton")
+    with pytest.raises(ValueError, match="cpu and meta"):
+        kernels.shared_prefix_attention(k, [], k, k, number.to("meta"), backend="triton")
 
 
 @pytest.mark.parametrize(

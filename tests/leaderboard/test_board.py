@@ -483,8 +483,15 @@ def test_a_results_csv_of_an_older_mad_is_of_the_same_models(tmp_path):
 
 
 def test_a_name_with_a_line_break_is_a_row_of_markdown():
-    board = leaderboard.build(pd.DataFrame([row(arch="a\nb|c")]))
-    assert "| a b\\|c |" in leaderboard.markdown(board)
+    board = leaderboard.build(pd.DataFrame([row(arch="a\nb|c", task="x|y")]))
+    assert "| a b\\|c |" in leaderboard.markdown(board) and "| x\\|y |" in leaderboard.markdown(board)
+
+
+def test_a_name_in_the_caption_is_no_markup(tmp_path, capsys):
+    pd.DataFrame([row()]).to_csv(tmp_path / "runs.csv", index=False)
+    (tmp_path / "published.csv").write_text("arch,copy,old [/x]\na,0.5,0.1\n")
+    assert main([str(tmp_path / "runs.csv"), "--anchors", str(tmp_path / "published.csv")]) == 0
+    assert "old [/x]" in capsys.readouterr().out
 
 
 def test_a_result_counts_before_a_failure_of_the_same_run(tmp_path):

@@ -43,6 +43,9 @@ def test_the_mad_table_says_how_the_scores_rank(mad_table, tmp_path, capsys):
     for who in ("published", "ours"):
         assert f"{who} mean against perplexity, 5 architectures: Spearman -1.00 (p = 0.017)" in shown
     assert "plain accuracy" in shown and "recipe:" not in shown
+    before = (tmp_path / "results.csv").read_bytes()
+    assert main(["mad_table", str(tmp_path), "--csv", str(tmp_path / "results.csv")]) == 2
+    assert (tmp_path / "results.csv").read_bytes() == before
 
 
 def test_the_default_is_the_sweeps_folder_or_its_reduced_one(mad_table, tmp_path, capsys, monkeypatch):

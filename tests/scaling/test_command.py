@@ -280,9 +280,13 @@ def test_figures_of_an_earlier_table_do_not_stay(foreign, tmp_path):
     out = tmp_path / "out"
     assert run(foreign, *COLUMNS, "--out", out, "--bootstrap", 0) == 0 and (out / "isoflop.png").exists()
     profiles().head(3).to_csv(tmp_path / "few.csv", index=False)
-    (out / "notes.txt").write_text("mine")
+    (out / "scores.pdf").write_text("mine")
     assert run(tmp_path / "few.csv", *COLUMNS, "--out", out, "--bootstrap", 0) == 0
-    assert sorted(file.name for file in out.iterdir()) == ["fits.json", "notes.txt"]
+    assert sorted(file.name for file in out.iterdir()) == ["fits.json", "scores.pdf"]
+    assert run(foreign, *COLUMNS, "--out", out, "--bootstrap", 0) == 0
+    assert (
+        run(foreign, *COLUMNS, "--out", out, "--bootstrap", 0, "--no-figures") == 0 and (out / "isoflop.png").exists()
+    )
 
 
 def test_names_that_look_like_markup_are_names(tmp_path, capsys):

@@ -355,8 +355,10 @@ def test_a_plugin_brings_a_layer_and_its_text_decides_the_run_id(tmp_path):
     assert (again.run_id, again.metrics, again.versions) == (first.id, record.metrics, record.versions)
 
 
-def test_a_task_may_draw_from_torch(tmp_path):
+def test_a_task_may_draw_from_torch(tmp_path, monkeypatch):
     """Against advice; where its examples were kept, the model's draws came out otherwise."""
+    for name in ("_classes", "_tags"):
+        monkeypatch.setattr(tasks.registry, name, dict(getattr(tasks.registry, name)))
     plugin = tmp_path / "coins.py"
     plugin.write_text(
         "import torch\n"
@@ -369,7 +371,14 @@ def test_a_task_may_draw_from_torch(tmp_path):
         "        return 2 * (torch.randint(2, (num, 8)).numpy(),)\n"
     )
     run = TINY | {"task": "coins", "plugins": [str(plugin)]}
-    assert same(training.train(run), training.train(run))
+    first = training.train(run)
+    assert same(first, training.train(run)) and first.metrics["loss"] != first.metrics["valid_loss"]
+    task = tasks.build("coins")
+    torch.manual_seed(0)
+    once = [task.sample(40, seed=seed, split=split).inputs for seed in (0, 1) for split in ("train", "test")]
+    assert torch.equal(once[0], task.sample(40).inputs)
+    assert not any(torch.equal(a, b) for i, a in enumerate(once) for b in once[:i])
+    assert torch.equal(torch.rand(2), torch.rand(2, generator=torch.Generator().manual_seed(0)))
 
 
 def test_a_layer_may_draw_from_numpy(tmp_path):
