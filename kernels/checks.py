@@ -121,6 +121,11 @@ def as_given(x: torch.Tensor) -> AbstractContextManager[Any]:
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)  # there is none on "meta"
 
 
+def of_integers(t: torch.Tensor) -> bool:
+    """Whether it counts or points at something; True and False do not."""
+    return not (t.is_floating_point() or t.is_complex() or t.dtype == torch.bool)
+
+
 def check_whole(**options: int) -> None:
     """Raise ValueError for options that are not whole numbers of at least 1: `check_whole(window=window)`."""
     for name, value in options.items():

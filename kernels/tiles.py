@@ -76,9 +76,14 @@ def near(x: torch.Tensor, axes: int = 2) -> bool:
     return sum((n - 1) * step for n, step in zip(x.shape[-axes:], x.stride()[-axes:], strict=True)) < 2**31
 
 
+def within_reach(x: torch.Tensor, axes: int = 2) -> torch.Tensor:
+    """x, laid out anew where it is not `near`."""
+    return x if near(x, axes) else x.contiguous()
+
+
 def unit_stride(x: torch.Tensor) -> torch.Tensor:
-    """Rows that lie next to each other in memory, wherever they start, and no further than `near`."""
-    return x if x.stride(-1) == 1 and near(x) else x.contiguous()
+    """The same, with rows that lie next to each other in memory, wherever they start."""
+    return within_reach(x) if x.stride(-1) == 1 else x.contiguous()
 
 
 def aligned(x: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.checks import use_triton
+from kernels.checks import of_integers, use_triton
 from kernels.embedding import reference
 from kernels.embedding.reference import FEW
 
@@ -28,7 +28,7 @@ def embedding(weight: torch.Tensor, tokens: torch.Tensor, *, backend: str = "aut
     """
     if weight.dim() != 2 or 0 in weight.shape:
         raise ValueError(f"expected weight (V, D), got {tuple(weight.shape)}")
-    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+    if not of_integers(tokens):
         raise ValueError(f"expected tokens to be integers, got {tokens.dtype}")
     if use_triton(backend, weight, tokens) and (backend == "triton" or len(weight) <= FEW):
         from kernels.embedding import triton

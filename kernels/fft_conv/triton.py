@@ -9,7 +9,7 @@ with post_gate dy. By transforms, the spectra of these two and of the filter ser
 import torch
 
 from kernels.fft_conv import lowpass, lowpass_plan, monarch, monarch_taps, spectra, toeplitz
-from kernels.tiles import near, operator
+from kernels.tiles import operator, within_reach
 
 FORWARD_FROM, BACKWARD_FROM = 2048, 1280  # taps from which transforms of whole blocks are the faster on an H200
 SINGLE_UPTO = 4096  # and up to which Toeplitz products beat cuFFT where data is fp32
@@ -120,7 +120,6 @@ forward.register_autograd(differentiate, setup_context=save)
 
 def fft_conv(u, k, *, skip, pre_gate, post_gate, keep) -> torch.Tensor:
     """See kernels.fft_conv."""
-    gates = (None if gate is None else gate.to(u.dtype) for gate in (pre_gate, post_gate))
-    u, pre_gate, post_gate = (t if t is None or near(t, axes=1) else t.contiguous() for t in (u, *gates))
+    gates = (None if gate is None else within_reach(gate.to(u.dtype), axes=1) for gate in (pre_gate, post_gate))
     skip = None if skip is None else skip.contiguous()
-    return forward(u, k.contiguous(), skip, pre_gate, post_gate, keep)
+    return forward(within_reach(u, axes=1), k.contiguous(), skip, *gates, keep)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kernels.checks import use_triton
+from kernels.checks import of_integers, use_triton
 from kernels.shared_prefix_attention import reference
 
 
@@ -66,7 +66,8 @@ def check(q, prefixes, suffix_k, suffix_v, suffix_lengths) -> None:
             f"expected suffixes ({batch}, U, Hkv, {d}) and suffix_lengths ({batch},) for q {tuple(q.shape)}, got "
             f"{tuple(suffix_k.shape)} and {tuple(suffix_lengths.shape)}"
         )
-    whole("suffix_lengths", suffix_lengths)
+    if not of_integers(suffix_lengths):
+        raise ValueError(f"suffix_lengths must be integers, got {suffix_lengths.dtype}")
     if not key_heads or query_heads % key_heads:
         raise ValueError(f"the {query_heads} query heads must be a multiple of the {key_heads} key heads")
     for i, level in enumerate(prefixes):
@@ -81,11 +82,5 @@ def check(q, prefixes, suffix_k, suffix_v, suffix_lengths) -> None:
             raise ValueError(f"prefixes[{i}]: {k.shape[0]} prefixes do not divide the {batch} sequences")
         if len(level) == 3 and level[2].shape != k.shape[:1]:
             raise ValueError(f"prefixes[{i}]: expected lengths ({k.shape[0]},), got {tuple(level[2].shape)}")
-        if len(level) == 3:
-            whole(f"prefixes[{i}]: lengths", level[2])
-
-
-def whole(name: str, lengths: torch.Tensor) -> None:
-    """Raise ValueError for numbers that are no integers."""
-    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
-        raise ValueError(f"{name} must be integers, got {lengths.dtype}")
+        if len(level) == 3 and not of_integers(level[2]):
+            raise ValueError(f"prefixes[{i}]: lengths must be integers, got {level[2].dtype}")

@@ -21,7 +21,7 @@ import triton.language as tl
 
 from kernels.fft_conv.toeplitz import halves, store_diagonals
 from kernels.linear_attention.sums import scaled_product
-from kernels.tiles import bucket, near, operator, precision
+from kernels.tiles import bucket, operator, precision, within_reach
 
 SHARES = 32  # at most so many partial sums of the filter's gradient
 PROGRAMS = 256  # that fill a card: about two a multiprocessor
@@ -261,7 +261,7 @@ def taps_gradient(q, k, v, dy, taps: int) -> torch.Tensor:
 
 @operator("mad::toeplitz_attention")
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
-    """q, k, v of one type, in any layout that is `near`; taps fp32, contiguous. y is laid out as v."""
+    """q, k, v of one type, in any layout within reach; taps fp32, contiguous. y is laid out as v."""
     y = torch.empty_like(v)
     launch(before_kernel, (q, k, v, y), taps)
     return y
@@ -292,7 +292,7 @@ def keep(ctx, inputs, output):
 
 
 def backward(ctx, dy):
-    return gradients(*ctx.saved_tensors, dy if near(dy) else dy.contiguous())
+    return gradients(*ctx.saved_tensors, within_reach(dy))
 
 
 attend.register_autograd(backward, setup_context=keep)
@@ -301,6 +301,4 @@ attend.register_autograd(backward, setup_context=keep)
 def toeplitz_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
     """See kernels.toeplitz_attention."""
     dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
-    tensors = (t.to(dtype) for t in (q, k, v))
-    tensors = (t if near(t) else t.contiguous() for t in tensors)
-    return attend(*tensors, taps.float().contiguous()).to(v.dtype)
+    return attend(*(within_reach(t.to(dtype)) for t in (q, k, v)), taps.float().contiguous()).to(v.dtype)
