@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.tiles import bucket, operator
+from kernels.tiles import add_up, bucket, operator
 
 PROGRAMS = 132 * 4  # of the backward: what fills an H100
 TILE = 1024  # numbers of a block of rows: eight a thread
@@ -133,7 +133,7 @@ def backward(
         dn, ds, total, weight, dx, dy, partial, eps, rows, width,
         SUM=ds is not None, ADDED=second is not None, BIAS=biased, CENTER=center, **options,
     )  # fmt: skip
-    return dx, dy, partial.sum(0)
+    return dx, dy, add_up(partial)
 
 
 @backward.register_fake

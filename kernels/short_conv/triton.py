@@ -17,7 +17,7 @@ import triton.language as tl
 
 from kernels.activations import activate, slope
 from kernels.short_conv import words
-from kernels.tiles import bucket, operator
+from kernels.tiles import add_up, bucket, operator
 
 SPLITS = 32  # shares of the batch in the backward: enough programs for every SM, few partial sums
 
@@ -180,7 +180,7 @@ def gradients(
         *u.stride(), *dz[0].stride(), *du.stride(),
         R=repeats, K=width, STREAMS=len(dz), SUMS=columns, FAR=far(u, dz[0], du), BC=rows, BT=tokens,
     )  # fmt: skip
-    sums = partial.sum(0)[:, : repeats * (width + 1)].view(channels, repeats, width + 1)
+    sums = add_up(partial)[:, : repeats * (width + 1)].view(channels, repeats, width + 1)
     return du, sums.transpose(0, 1).reshape(outputs, width + 1).contiguous()  # as the fake has it: r = 1 gives a view
 
 

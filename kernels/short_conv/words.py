@@ -16,7 +16,7 @@ import triton.language as tl
 
 from kernels.activations import activate, slope
 from kernels.short_conv.reference import STREAMS
-from kernels.tiles import MOST, bucket
+from kernels.tiles import MOST, add_up, bucket
 
 LANES = 4  # tokens of 16 bits a word
 WIDEST = LANES + 1  # taps
@@ -262,4 +262,4 @@ def backward(u, w, dz: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor] 
         x, w, *padded(gradients), out, partial, outer, length, channels, dz[0].shape[1], u.shape[2],
         *x.stride()[:2], *gradients[0].stride()[:2], *out.stride()[:2], R=repeats, STREAMS=len(dz), **chosen,
     )  # fmt: skip
-    return du, partial.sum(0)
+    return du, add_up(partial)
