@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pandas
 import torch
 import yaml
@@ -121,15 +122,10 @@ def measure(arch: dict[str, Any], task: dict[str, Any], mode: str, lanes: int, s
     warm: list[float] = []  # the time at which all runs were
 
     def on_turn(run: Run) -> None:
-        now = time.perf_counter()
         if not warm and all(len(seen) > WARM for seen in times.values()):
-            warm.append(now)
-        if warm and now > warm[0] + seconds and all(len(timed(seen)) > 1 for seen in times.values()):
+            warm.append(time.perf_counter())
+        if warm and all(seen[-1][0] > warm[0] + seconds for seen in times.values()):
             raise Enough
-
-    def timed(seen: list[tuple[float, int]]) -> list[tuple[float, int]]:
-        """The evaluations since all runs are warm: before, the first ones had the device to themselves."""
-        return [(when, step) for when, step in seen if when > warm[0]]
 
     def on_begin(run: Run, begun: bool) -> None:
         if not begun:  # put back until others end, which none does
@@ -144,8 +140,7 @@ def measure(arch: dict[str, Any], task: dict[str, Any], mode: str, lanes: int, s
             raise ended.error or RuntimeError("a run came to its end")
     except Enough:
         pass
-    counted = map(timed, times.values())
-    steps = sum((seen[-1][1] - seen[0][1]) / (seen[-1][0] - seen[0][0]) for seen in counted)
+    steps = sum(steps_at(seen, warm[0] + seconds) - steps_at(seen, warm[0]) for seen in times.values()) / seconds
     ready = max(seen[1][0] for seen in times.values()) - began
     built = build_task(run)
     model, batch, layers = cost(run, built), run.train.batch_size, len(run.arch.stack)
@@ -167,6 +162,16 @@ def new_run(arch: dict[str, Any], task: dict[str, Any], mode: str, device: str, 
             "mode": mode,
         }
     )
+
+
+def steps_at(evaluations: list[tuple[float, int]], moment: float) -> float:
+    """How far a run had come, between two of its evaluations (time, step) in proportion.
+
+    All lanes are asked for the same two moments: from one evaluation to another of each, waiting before the first and
+    after the last would not count, and lanes that take turns would look as if they ran side by side.
+    """
+    moments, steps = zip(*evaluations, strict=True)
+    return float(numpy.interp(moment, moments, steps))
 
 
 class Enough(Exception):

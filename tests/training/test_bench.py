@@ -92,3 +92,8 @@ def test_a_benchmark_that_does_not_exist_is_a_mistake_of_the_command(capsys, mon
     monkeypatch.setattr("sys.argv", ["mad.bench", "lnes"])
     assert command.main() == 2
     assert "mad.bench: unknown benchmark 'lnes' (did you mean 'lanes'?)" in capsys.readouterr().err
+
+
+def test_how_far_a_run_had_come_at_a_moment():
+    evaluations = [(0.0, 0), (1.0, 100), (3.0, 200)]
+    assert [lanes.steps_at(evaluations, moment) for moment in (0.5, 1.0, 2.0)] == [50.0, 100.0, 150.0]
