@@ -15,7 +15,7 @@ CONFIGS = [
     {"B": 2, "T": 33, "d": dim, "center": center}
     for dim in (4096, 2048, 1024, 512, 256, 128, 64, 32, 10)
     for center in (False, True)
-]
+] + [{"B": 464, "T": 128, "d": 128, "center": center} for center in (False, True)]
 
 
 def tensors(shape: dict[str, int], dtype: torch.dtype, device: str) -> dict[str, Any]:

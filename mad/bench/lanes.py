@@ -50,6 +50,7 @@ class Rate:
     warm_up: float
     memory: float
     evaluated: float  # batches, a step
+    host: float  # share of the time in which the thread that queues all lanes was busy
 
 
 def main(argv: list[str]) -> None:
@@ -82,7 +83,7 @@ def main(argv: list[str]) -> None:
                 break
             shown = f"{rate.step_ms:8.3f} ms a step, {rate.tokens / 1e6:6.2f} M tokens/s"
             share = f"{rate.flops / product:5.1%} of the product, {rate.bytes / copy:5.1%} of the copy"
-            setup = f"warm after {rate.warm_up:.1f} s, {rate.memory:.1f} GB"
+            setup = f"host {rate.host:.0%}, warm after {rate.warm_up:.1f} s, {rate.memory:.1f} GB"
             console.print(f"{what} {shown}, {share}, {setup}", soft_wrap=True)
             row = {"arch": arch["name"], "task": task["name"], "length": task["seq_len"], "mode": mode, "lanes": lanes}
             rows.append(row | vars(rate) | {"device": name, "torch": torch.__version__})
@@ -119,12 +120,12 @@ def measure(arch: dict[str, Any], task: dict[str, Any], mode: str, lanes: int, s
         if "accuracy" in progress:
             times[run.seed].append((time.perf_counter(), progress["step"]))
 
-    warm: list[float] = []  # the time at which all runs were
+    warm: list[tuple[float, float]] = []  # the time at which all runs were, and what this thread had worked
 
     def on_turn(run: Run) -> None:
         if not warm and all(len(seen) > WARM for seen in times.values()):
-            warm.append(time.perf_counter())
-        if warm and all(seen[-1][0] > warm[0] + seconds for seen in times.values()):
+            warm.append((time.perf_counter(), time.thread_time()))
+        if warm and all(seen[-1][0] > warm[0][0] + seconds for seen in times.values()):
             raise Enough
 
     def on_begin(run: Run, begun: bool) -> None:
@@ -140,7 +141,9 @@ def measure(arch: dict[str, Any], task: dict[str, Any], mode: str, lanes: int, s
             raise ended.error or RuntimeError("a run came to its end")
     except Enough:
         pass
-    steps = sum(steps_at(seen, warm[0] + seconds) - steps_at(seen, warm[0]) for seen in times.values()) / seconds
+    first, worked = warm[0]
+    host = (time.thread_time() - worked) / (time.perf_counter() - first)
+    steps = sum(steps_at(seen, first + seconds) - steps_at(seen, first) for seen in times.values()) / seconds
     ready = max(seen[1][0] for seen in times.values()) - began
     built = build_task(run)
     model, batch, layers = cost(run, built), run.train.batch_size, len(run.arch.stack)
@@ -148,7 +151,7 @@ def measure(arch: dict[str, Any], task: dict[str, Any], mode: str, lanes: int, s
     memory = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
     tokens = steps * batch * built.input_length
     test, train = (math.ceil((number or 0) / batch) for number in (run.train.num_test, run.train.num_train))
-    return Rate(1000 / steps, tokens, 3 * steps * batch * model.flops, steps * moved, ready, memory, test / train)
+    return Rate(1000 / steps, tokens, 3 * steps * batch * model.flops, steps * moved, ready, memory, test / train, host)
 
 
 def new_run(arch: dict[str, Any], task: dict[str, Any], mode: str, device: str, **train: int) -> Run:

@@ -63,7 +63,7 @@ class LanguageModel(nn.Module):
     def logits(self, x: torch.Tensor, y: torch.Tensor | None, positions: torch.Tensor | None) -> torch.Tensor:
         """Of x + y, where there is a y."""
         if positions is not None:
-            x, y = at_positions(x if y is None else x + y, positions), None
+            x, y = at_positions(x, positions), None if y is None else at_positions(y, positions)
         return self.head(self.norm(x, y, rounded=True)[1])
 
     def flops(self, length: int) -> int:
