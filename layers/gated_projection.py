@@ -33,8 +33,9 @@ class GatedProjection(nn.Module):
         self.bias = new_taps(kernel_size, streams * channels)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        z = from_tokens(self.linear, x)  # (B, narrow, T)
-        return kernels.short_conv_streams(z, self.taps, self.bias, streams=self.streams)
+        bias = self.linear.bias if x.is_cuda else None  # compiled code would first write it to all of z
+        z = from_tokens(self.linear, x, biased=bias is None)  # (B, narrow, T)
+        return kernels.short_conv_streams(z, self.taps, self.bias, streams=self.streams, input_bias=bias)
 
     def step(self, x_t: torch.Tensor, past: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         """x_t (B, dim), past (B, narrow, K - 1) -> `streams` tensors (B, channels), and the next past."""
@@ -57,9 +58,11 @@ def new_taps(kernel_size: int, *shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound))
 
 
-def from_tokens(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """linear(x) for x (B, T, dim) -> channel-first (B, C, T), (C, B, T) in memory."""
-    return of_columns(linear, x.flatten(0, 1).t()).view(len(linear.weight), *x.shape[:2]).transpose(0, 1)
+def from_tokens(linear: nn.Linear, x: torch.Tensor, biased: bool = True) -> torch.Tensor:
+    """linear(x) for x (B, T, dim) -> channel-first (B, C, T), (C, B, T) in memory; its bias may be left to others."""
+    columns = x.flatten(0, 1).t()
+    z = of_columns(linear, columns) if biased else linear.weight @ columns
+    return z.view(len(linear.weight), *x.shape[:2]).transpose(0, 1)
 
 
 def to_tokens(linear: nn.Linear, y: torch.Tensor) -> torch.Tensor:

@@ -12,17 +12,19 @@ def short_conv(
     w: torch.Tensor,
     bias: torch.Tensor | None = None,
     *,
+    input_bias: torch.Tensor | None = None,
     activation: str | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
-    """y[c, t] = activation(bias[c] + sum_j w[c, K - 1 - j] u[c mod H, t - j]), zeros before the sequence (H3,
-    arXiv 2212.14052; with SiLU as in Mamba, arXiv 2312.00752).
+    """y[c, t] = activation(bias[c] + sum_j w[c, K - 1 - j] x[c mod H, t - j]), x = u + input_bias and zeros before the
+    sequence (H3, arXiv 2212.14052; with SiLU as in Mamba, arXiv 2312.00752).
 
     Args:
         u: (B, H, L).
         w: (C, K) with C = r H: the order of conv1d, the last tap multiplies the current token; the outputs read the
             input channels r times over.
         bias: (C,).
+        input_bias: (H,), for what comes from a linear map: added as u is read, it costs nothing.
         activation: None | "silu" | "gelu".
         backend: "auto" | "torch" | "triton".
 
@@ -32,7 +34,8 @@ def short_conv(
     Raises:
         ValueError: shapes that do not fit together, an unknown activation or backend.
     """
-    return short_conv_streams(u, w, bias, streams=1, activation=activation, backend=backend)[0]
+    options = {"input_bias": input_bias, "activation": activation, "backend": backend}
+    return short_conv_streams(u, w, bias, streams=1, **options)[0]
 
 
 def short_conv_streams(
@@ -41,6 +44,7 @@ def short_conv_streams(
     bias: torch.Tensor | None = None,
     *,
     streams: int,
+    input_bias: torch.Tensor | None = None,
     activation: str | None = None,
     backend: str = "auto",
 ) -> tuple[torch.Tensor, ...]:
@@ -54,11 +58,14 @@ def short_conv_streams(
         raise ValueError(f"expected u (B, H, L) and w (r H, K), got {tuple(u.shape)} and {tuple(w.shape)}")
     if bias is not None and bias.shape != w.shape[:1]:
         raise ValueError(f"expected bias ({w.shape[0]},), got {tuple(bias.shape)}")
+    if input_bias is not None and input_bias.shape != u.shape[1:2]:
+        raise ValueError(f"expected input_bias ({u.shape[1]},), got {tuple(input_bias.shape)}")
     check_whole(streams=streams)
     if not 1 <= streams <= STREAMS or w.shape[0] % streams:
         raise ValueError(f"streams must be 1 to {STREAMS} and divide the {w.shape[0]} outputs, got {streams}")
-    if use_triton(backend, u, w, bias):
+    options = {"input_bias": input_bias, "activation": activation}
+    if use_triton(backend, u, w, bias, input_bias):
         from kernels.short_conv import triton
 
-        return tuple(triton.short_conv(u, w, bias, activation=activation, streams=streams))
-    return reference.short_conv(u, w, bias, activation=activation).chunk(streams, dim=1)
+        return tuple(triton.short_conv(u, w, bias, streams=streams, **options))
+    return reference.short_conv(u, w, bias, **options).chunk(streams, dim=1)

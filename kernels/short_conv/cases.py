@@ -1,7 +1,7 @@
 """Shapes of the published benchmark (FlashFFTConv's depthwise convolution: B 16, K 5) and of MAD's stacks.
 
-MAD's are stored as the layers hold them: channel by channel in a gated projection, token by token elsewhere. R outputs
-read each channel; S streams are cut from them.
+MAD's are stored as the layers hold them: channel by channel in a gated projection, whose linear map leaves its bias to
+the convolution (`added`), token by token elsewhere. R outputs read each channel; S streams are cut from them.
 """
 
 from typing import Any
@@ -19,12 +19,16 @@ SHAPES = [
     {"B": 128, "H": 512, "L": 1024, "K": 3, "stored": "HBL"},
     {"B": 128, "H": 96, "L": 1024, "K": 3, "R": 4, "S": 3, "stored": "HBL"},
     {"B": 128, "H": 384, "L": 1024, "K": 3, "R": 4, "S": 3, "stored": "HBL"},
+    {"B": 128, "H": 96, "L": 1024, "K": 3, "R": 4, "S": 3, "stored": "HBL", "added": True},
     *({"B": 16, "H": d, "L": n, "K": 5} for n, d in ((1024, 768), (2048, 2048), (8192, 8192))),
     *({"B": 128, "H": 256, "L": 1024, "K": 4, "stored": s, "bias": True, "activation": "silu"} for s in ("HBL", "BLH")),
 ]
 CONFIGS = [
     {"B": 4, "H": 3, "L": 1023, "K": 5, "R": 4, "S": 3, "stored": "HBL"},
+    *({"B": 4, "H": 3, "L": n, "K": 5, "R": 4, "S": 3, "stored": "HBL", "added": True} for n in (1023, 1020)),
     {"B": 4, "H": 6, "L": 127, "K": 6, "R": 4, "S": 3, "stored": "HBL"},
+    {"B": 4, "H": 6, "L": 127, "K": 6, "R": 4, "S": 3, "stored": "HBL", "added": True},
+    {"B": 4, "H": 3, "L": 1024, "K": 3, "R": 4, "S": 3, "stored": "HBL", "added": True},
     {"B": 4, "H": 4, "L": 1023, "K": 5, "R": 4, "stored": "HBL"},
     {"B": 4, "H": 4, "L": 1023, "K": 5, "stored": "HBL"},
     {"B": 4, "H": 4, "L": 1020, "K": 5, "R": 4, "stored": "HBL"},
@@ -55,6 +59,8 @@ def tensors(shape: dict, dtype: torch.dtype, device: str) -> dict[str, Any]:
     given = {"u": u, "w": torch.randn(outputs, shape["K"], device=device), "streams": shape.get("S", 1)}
     if shape.get("bias"):
         given["bias"] = torch.randn(outputs, device=device)
+    if shape.get("added"):
+        given["input_bias"] = torch.randn(shape["H"], device=device)
     if "activation" in shape:
         given["activation"] = shape["activation"]
     return given
@@ -76,6 +82,8 @@ def rivals():
         given = {"u": u, "w": w.view(-1, u.shape[1], w.shape[1]).transpose(0, 1).reshape(w.shape)}
         if "bias" in tensors:
             given["bias"] = tensors["bias"].view(-1, u.shape[1]).t().flatten().to(u.dtype)
+        if "input_bias" in tensors:  # what cuDNN knows nothing of
+            raise NotImplementedError
         return given | {"activation": tensors.get("activation")}
 
     def conv1d(u, w, bias=None, activation=None):

@@ -13,13 +13,16 @@ STREAMS = 3  # into which outputs may be cut, at most
 
 
 def short_conv(
-    u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None, *, activation: str | None = None
-) -> torch.Tensor:
-    """u (B, H, L), w (r H, K), bias (r H,) -> (B, r H, L), of u's type, summed in fp32; output c reads channel
-    c mod H."""
+    u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None, *,
+    input_bias: torch.Tensor | None = None, activation: str | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """u (B, H, L), w (r H, K), bias (r H,), input_bias (H,) -> (B, r H, L), of u's type, summed in fp32; output c reads
+    channel c mod H."""
     dtype = u.dtype
     with as_given(u):
         u = wide(u)
+        if input_bias is not None:
+            u = u + input_bias.to(u.dtype).unsqueeze(-1)
         w = w.to(u.dtype)  # not by way of u's own type, in which their gradients, sums over the batch, would not fit
         bias = w.new_zeros(w.shape[0]) if bias is None else bias.to(u.dtype)
         y = _ShiftedSum.apply(u, w, bias) if w.shape[0] == u.shape[1] else by_product(u, w, bias)

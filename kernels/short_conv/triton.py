@@ -24,10 +24,10 @@ SPLITS = 32  # shares of the batch in the backward: enough programs for every SM
 
 @triton.jit
 def forward_kernel(
-    u, w, bias, dy, y,
+    u, w, bias, input_bias, dy, y,
     H, C, L, FIRST, u_b, u_h, u_t, dy_b, dy_h, dy_t, y_b, y_h, y_t,
-    K: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, BIAS: tl.constexpr, FAR: tl.constexpr,
-    BC: tl.constexpr, BT: tl.constexpr,
+    K: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr,
+    FAR: tl.constexpr, BC: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """y = activation(conv), or where SLOPE the gradient before the activation, dy * activation'(conv). Output c reads
     channel (FIRST + c) mod H."""
@@ -41,9 +41,15 @@ def forward_kernel(
     if BIAS:
         z += tl.load(bias + c, mask=live, other=0.0).to(tl.float32)
     row = u + b * u_b + (FIRST + c) % H * u_h
+    if ADD:
+        added = tl.load(input_bias + (FIRST + c) % H).to(tl.float32)
     for j in tl.static_range(K):
         tap = tl.load(w + c * K + (K - 1 - j), mask=live, other=0.0).to(tl.float32)
-        z += tap * tl.load(row + (t - j) * u_t, mask=live & (t >= j) & (t < L), other=0.0).to(tl.float32)
+        past = live & (t >= j) & (t < L)
+        x = tl.load(row + (t - j) * u_t, mask=past, other=0.0).to(tl.float32)
+        if ADD:
+            x += tl.where(past, added, 0.0)
+        z += tap * x
     inside = live & (t < L)
     if SLOPE:
         g = tl.load(dy + b * dy_b + c * dy_h + t * dy_t, mask=inside, other=0.0).to(tl.float32)
@@ -55,12 +61,13 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    u, w, dz0, dz1, dz2, du, partial,
+    u, w, input_bias, dz0, dz1, dz2, du, partial,
     B, H, C, L, u_b, u_h, u_t, dz_b, dz_h, dz_t, du_b, du_h, du_t,
-    R: tl.constexpr, K: tl.constexpr, STREAMS: tl.constexpr, SUMS: tl.constexpr, FAR: tl.constexpr,
-    BC: tl.constexpr, BT: tl.constexpr,
+    R: tl.constexpr, K: tl.constexpr, STREAMS: tl.constexpr, SUMS: tl.constexpr, ADD: tl.constexpr,
+    FAR: tl.constexpr, BC: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    """du, and this share's sums in partial (shares, H, SUMS): for output h + r H dw at r (K + 1) + tap, then dbias."""
+    """du, and this share's sums in partial (shares, H, SUMS): for output h + r H dw at r (K + 1) + tap, then dbias;
+    where ADD that of input_bias at R (K + 1)."""
     h = tl.program_id(0) * BC + tl.arange(0, BC)[:, None]
     if FAR:
         h = h.to(tl.int64)
@@ -77,6 +84,8 @@ def backward_kernel(
             inside = live & (t < L)
             out = tl.zeros((BC, BT), tl.float32)
             now = tl.load(x + t * u_t, mask=inside, other=0.0).to(tl.float32)
+            if ADD:
+                now += tl.where(inside, tl.load(input_bias + h, mask=live, other=0.0).to(tl.float32), 0.0)
             for r in tl.static_range(R):
                 output = h + r * H
                 g = dz0 + output * dz_h
@@ -92,6 +101,8 @@ def backward_kernel(
                     sums += tl.where(column == r * (K + 1) + K - 1 - j, tl.sum(ahead * now, 1)[:, None], 0.0)
                     if j == 0:
                         sums += tl.where(column == r * (K + 1) + K, tl.sum(ahead, 1)[:, None], 0.0)
+            if ADD:
+                sums += tl.where(column == R * (K + 1), tl.sum(tl.where(inside, out, 0.0), 1)[:, None], 0.0)
             tl.store(du + b * du_b + h * du_h + t * du_t, out.to(du.dtype.element_ty), mask=inside)
     tl.store(partial + (tl.program_id(1) * H + h) * SUMS + column, sums, mask=live)
 
@@ -117,98 +128,107 @@ def new_outputs(u: torch.Tensor, outputs: int) -> torch.Tensor:
     return u.new_empty(batch, outputs, length)
 
 
-def launch_forward(u, w, bias, dy, y: torch.Tensor, first: int, activation: str) -> None:
+def launch_forward(u, w, bias, input_bias, dy, y: torch.Tensor, first: int, activation: str) -> None:
     """Into y outputs `first` and on, as many as w has; or with dy their gradient before the activation."""
-    if words.forward(u, w, bias, dy, [y], first, activation):
+    if words.forward(u, w, bias, input_bias, dy, [y], first, activation):
         return
     batch, channels, length = u.shape
     rows, tokens = tile(u, 2048)
     grid = (batch, triton.cdiv(w.shape[0], rows), triton.cdiv(length, tokens))
     dy_like = y if dy is None else dy
     forward_kernel[grid](
-        u, w, bias, dy, y, channels, w.shape[0], length, first, *u.stride(), *dy_like.stride(), *y.stride(),
-        K=w.shape[1], ACTIVATION=activation, SLOPE=dy is not None, BIAS=bias is not None,
+        u, w, bias, input_bias, dy, y, channels, w.shape[0], length, first,
+        *u.stride(), *dy_like.stride(), *y.stride(),
+        K=w.shape[1], ACTIVATION=activation, SLOPE=dy is not None, BIAS=bias is not None, ADD=input_bias is not None,
         FAR=far(u, dy_like, y), BC=rows, BT=tokens,
     )  # fmt: skip
 
 
-def streams_of(u, w, bias, dys: Sequence[torch.Tensor | None], activation: str) -> list[torch.Tensor]:
+def streams_of(u, w, bias, input_bias, dys: Sequence[torch.Tensor | None], activation: str) -> list[torch.Tensor]:
     """The outputs, a tensor a stream, in one launch where that can be; or with dys their gradients before the
     activation."""
     outputs = w.shape[0] // len(dys)
     ys = [new_outputs(u, outputs) for _ in dys]
-    if any(dy is not None for dy in dys) or not words.forward(u, w, bias, None, ys, 0, activation):
+    if any(dy is not None for dy in dys) or not words.forward(u, w, bias, input_bias, None, ys, 0, activation):
         ws, biases = w.split(outputs), [None] * len(dys) if bias is None else bias.split(outputs)
-        for s, given in enumerate(zip(ws, biases, dys, ys, strict=True)):
-            launch_forward(u, *given, s * outputs, activation)
+        for s, (w, bias, dy, y) in enumerate(zip(ws, biases, dys, ys, strict=True)):
+            launch_forward(u, w, bias, input_bias, dy, y, s * outputs, activation)
     return ys
 
 
 @operator("mad::short_conv")
 def convolve(
-    u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, activation: str, streams: int
-) -> list[torch.Tensor]:
-    return streams_of(u, w, bias, [None] * streams, activation)
+    u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, input_bias: torch.Tensor | None,
+    activation: str, streams: int,
+) -> list[torch.Tensor]:  # fmt: skip
+    return streams_of(u, w, bias, input_bias, [None] * streams, activation)
 
 
 @convolve.register_fake
-def _(u, w, bias, activation, streams):
+def _(u, w, bias, input_bias, activation, streams):
     return [new_outputs(u, w.shape[0] // streams) for _ in range(streams)]
 
 
 @operator("mad::short_conv_backward")
 def gradients(
-    u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, dys: list[torch.Tensor], activation: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """du, and dw with dbias as one more column (r H, K + 1), fp32."""
-    dz = dys if activation == "none" else streams_of(u, w, bias, dys, activation)
+    u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, input_bias: torch.Tensor | None,
+    dys: list[torch.Tensor], activation: str,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """du, and in one row, fp32, dw (r H, K), dbias (r H,) and, where there is an input_bias, its gradient (H,)."""
+    dz = dys if activation == "none" else streams_of(u, w, bias, input_bias, dys, activation)
     if len({t.stride() for t in dz}) > 1:
         dz = [t.contiguous() for t in dz]
-    by_words = words.backward(u, w, dz)
+    by_words = words.backward(u, w, input_bias, dz)
     if by_words is not None:
         return by_words
     batch, channels, length = u.shape
     outputs, width = w.shape
     repeats = outputs // channels
-    columns = bucket(repeats * (width + 1), 1, 1 << 30)
+    columns = bucket(repeats * (width + 1) + (input_bias is not None), 1, 1 << 30)
     rows, tokens = tile(u, 256 if columns > 16 else 512 if length > 256 else 1024)  # an H100's best; many sums spill
     shares = min(batch, SPLITS)
     partial = u.new_empty(shares, channels, columns, dtype=torch.float32)
     du = new_outputs(u, channels)
     backward_kernel[(triton.cdiv(channels, rows), shares)](
-        u, w, *words.padded(dz), du, partial, batch, channels, dz[0].shape[1], length,
+        u, w, input_bias, *words.padded(dz), du, partial, batch, channels, dz[0].shape[1], length,
         *u.stride(), *dz[0].stride(), *du.stride(),
-        R=repeats, K=width, STREAMS=len(dz), SUMS=columns, FAR=far(u, dz[0], du), BC=rows, BT=tokens,
+        R=repeats, K=width, STREAMS=len(dz), SUMS=columns, ADD=input_bias is not None, FAR=far(u, dz[0], du),
+        BC=rows, BT=tokens,
     )  # fmt: skip
-    sums = add_up(partial)[:, : repeats * (width + 1)].view(channels, repeats, width + 1)
-    return du, sums.transpose(0, 1).reshape(outputs, width + 1).contiguous()  # as the fake has it: r = 1 gives a view
+    sums, of_input = add_up(partial).split([repeats * (width + 1), columns - repeats * (width + 1)], dim=1)
+    of_taps = sums.view(channels, repeats, width + 1).transpose(0, 1).flatten(0, 1)  # (r H, K + 1)
+    parts = [of_taps[:, :-1].flatten(), of_taps[:, -1]]
+    return du, torch.cat(parts if input_bias is None else [*parts, of_input[:, 0]])
 
 
 @gradients.register_fake
-def _(u, w, bias, dys, activation):
-    return torch.empty_like(u), w.new_empty(w.shape[0], w.shape[1] + 1, dtype=torch.float32)
+def _(u, w, bias, input_bias, dys, activation):
+    return torch.empty_like(u), w.new_empty(words.sums_of(w, input_bias), dtype=torch.float32)
 
 
 def keep(ctx, inputs, output):
-    u, w, bias, ctx.activation, _ = inputs
-    ctx.save_for_backward(u, w, bias)
+    *tensors, ctx.activation, _ = inputs
+    ctx.save_for_backward(*tensors)
     ctx.set_materialize_grads(False)  # its zeros would be batch-first
 
 
 def backward(ctx, dys):
     """Streams that nothing reads have no gradient."""
-    u, w, bias = ctx.saved_tensors
+    u, w, bias, input_bias = ctx.saved_tensors
     dys = [new_outputs(u, len(w) // len(dys)).zero_() if dy is None else dy for dy in dys]
-    du, sums = gradients(u, w, bias, dys, ctx.activation)
-    return du, sums[:, :-1].to(w.dtype), None if bias is None else sums[:, -1].to(bias.dtype), None, None
+    du, sums = gradients(u, w, bias, input_bias, dys, ctx.activation)
+    dw, dbias, of_input = sums.tensor_split([w.numel(), w.numel() + len(w)])
+    dbias = None if bias is None else dbias.to(bias.dtype)
+    return du, dw.view_as(w).to(w.dtype), dbias, None if input_bias is None else of_input.to(input_bias.dtype), None, None
 
 
 convolve.register_autograd(backward, setup_context=keep)
 
 
 def short_conv(
-    u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, *, activation: str | None, streams: int
-) -> list[torch.Tensor]:
+    u: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, *,
+    input_bias: torch.Tensor | None, activation: str | None, streams: int,
+) -> list[torch.Tensor]:  # fmt: skip
     """See kernels.short_conv_streams."""
-    bias = None if bias is None else bias.contiguous()
-    return convolve(u, w.contiguous(), bias, activation or "none", streams)
+    bias, input_bias = (None if t is None else t.contiguous() for t in (bias, input_bias))
+    return convolve(u, w.contiguous(), bias, input_bias, activation or "none", streams)

@@ -72,28 +72,49 @@ def _position(n, L, LANE: tl.constexpr):
 
 
 @triton.jit
-def _past(here, before, n, L, LANE: tl.constexpr, J: tl.constexpr, ROWS: tl.constexpr, TYPE: tl.constexpr):
-    """The token J before token LANE of each word."""
+def _past(
+    here, before, added, added_before, n, L,
+    LANE: tl.constexpr, J: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
+    """The token J before token LANE of each word, where ADD plus what is added to it in this word or in the one before;
+    zeros before the sequence."""
     past = _token(here, before, LANE - J, TYPE)
+    if ADD:
+        if LANE >= J:
+            past += added
+        else:
+            past += added_before
     if ROWS == ANYWHERE:
         past = tl.where(_position(n, L, LANE) >= J, past, 0.0)
     return past
 
 
 @triton.jit
+def _added(input_bias, channel, follows, ADD: tl.constexpr):
+    """What is added to the tokens of each word, and to those of the word before where there is one."""
+    if ADD:
+        added = tl.load(input_bias + channel).to(tl.float32)
+        return added, tl.where(follows, added, 0.0)
+    else:
+        return 0.0, 0.0
+
+
+@triton.jit
 def forward_kernel(
-    u, w, bias, dy, y0, y1, y2,
+    u, w, bias, input_bias, dy, y0, y1, y2,
     N, H, C, L, FIRST, u_b, u_h, dy_b, dy_h, y_b, y_h,
     R: tl.constexpr, STREAMS: tl.constexpr, K: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
-    BIAS: tl.constexpr, ROWS: tl.constexpr, TYPE: tl.constexpr, BW: tl.constexpr,
+    BIAS: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, TYPE: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
     """y = activation(conv), or where SLOPE the gradient before the activation, dy * activation'(conv). A program has
     outputs h + r H, r < R, which read channel (FIRST + h) mod H; the streams are of C of them each."""
     h = tl.program_id(1)
     b = tl.program_id(2).to(tl.int64)
     n = tl.program_id(0) * BW + tl.arange(0, BW)
-    row = u + b * u_b + ((FIRST + h) % H).to(tl.int64) * u_h + n
+    channel = (FIRST + h) % H
+    row = u + b * u_b + channel.to(tl.int64) * u_h + n
     follows, _ = _ends(n, N, L, ROWS)
+    added, added_before = _added(input_bias, channel, follows, ADD)
     here = tl.load(row, mask=n < N, other=0)
     before = tl.load(row - 1, mask=follows, other=0)
     for r in tl.static_range(R):
@@ -108,7 +129,7 @@ def forward_kernel(
             z = tl.zeros((BW,), tl.float32) + offset
             for j in tl.static_range(K):
                 tap = tl.load(w + output * K + (K - 1 - j)).to(tl.float32)
-                z += tap * _past(here, before, n, L, i, j, ROWS, TYPE)
+                z += tap * _past(here, before, added, added_before, n, L, i, j, ADD, ROWS, TYPE)
             if SLOPE:
                 z = _token(gradient, gradient, i, TYPE) * slope(z, ACTIVATION)
             else:
@@ -124,11 +145,13 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    u, w, dz0, dz1, dz2, du, partial,
+    u, w, input_bias, dz0, dz1, dz2, du, partial,
     B, N, H, C, L, u_b, u_h, dz_b, dz_h, du_b, du_h,
-    K: tl.constexpr, R: tl.constexpr, STREAMS: tl.constexpr, ROWS: tl.constexpr, TYPE: tl.constexpr, BW: tl.constexpr,
+    K: tl.constexpr, R: tl.constexpr, STREAMS: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr,
+    TYPE: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
-    """du of channel h from its outputs h + r H, and this share's sums in partial (shares, R H, K + 1): dw, then dbias.
+    """du of channel h from its outputs h + r H, and this share's sums in a row of partial: dw (R H, K), dbias (R H),
+    and where ADD that of input_bias (H).
 
     A thread has the same words of all outputs: what they add to du meets in its registers.
     """
@@ -149,7 +172,7 @@ def backward_kernel(
         if STREAMS > 2 and output >= 2 * C:
             dz = dz2 + (output - 2 * C) * dz_h
         gradients += (dz,)
-    sums = ()  # of output r: K taps, the newest last, and the bias; tokens are summed once at the end
+    sum_u, sums = zero, ()  # of output r: K taps, the newest last, and the bias; tokens are summed once at the end
     for _ in tl.static_range(R * (K + 1)):
         sums += (zero,)
     for tile in range(share, B * tiles, tl.num_programs(1)):
@@ -158,6 +181,7 @@ def backward_kernel(
         follows, precedes = _ends(n, N, L, ROWS)
         here = tl.load(u + b * u_b + n, mask=n < N, other=0)
         before = tl.load(u + b * u_b + n - 1, mask=follows, other=0)
+        added, added_before = _added(input_bias, h, follows, ADD)
         x0, x1, x2, x3 = zero, zero, zero, zero
         new = ()
         for r in tl.static_range(R):
@@ -170,7 +194,7 @@ def backward_kernel(
             for c in tl.static_range(K):
                 total = sums[r * (K + 1) + c]
                 for i in tl.static_range(4):
-                    past = _past(here, before, n, L, i, K - 1 - c, ROWS, TYPE)
+                    past = _past(here, before, added, added_before, n, L, i, K - 1 - c, ADD, ROWS, TYPE)
                     total += _token(gradient, gradient, i, TYPE) * past
                 new += (total,)
             total = sums[r * (K + 1) + K]
@@ -178,12 +202,18 @@ def backward_kernel(
                 total += _token(gradient, gradient, i, TYPE)
             new += (total,)
         sums = new
+        if ADD:
+            sum_u += x0 + x1 + x2 + x3
         out = _place(x0, 0, TYPE) | _place(x1, 1, TYPE) | _place(x2, 2, TYPE) | _place(x3, 3, TYPE)
         tl.store(du + b * du_b + n, out, mask=n < N)
+    partial += share * H * (R * (K + 1) + ADD)
     for r in tl.static_range(R):
-        place = partial + ((share * R + r) * H + h) * (K + 1)
-        for c in tl.static_range(K + 1):
-            tl.store(place + c, tl.sum(sums[r * (K + 1) + c], 0))
+        output = tl.program_id(0) + r * H
+        for c in tl.static_range(K):
+            tl.store(partial + output * K + c, tl.sum(sums[r * (K + 1) + c], 0))
+        tl.store(partial + R * H * K + output, tl.sum(sums[r * (K + 1) + K], 0))
+    if ADD:
+        tl.store(partial + R * H * (K + 1) + tl.program_id(0), tl.sum(sum_u, 0))
 
 
 @triton.jit
@@ -225,7 +255,12 @@ def padded(streams: list[torch.Tensor]) -> list[torch.Tensor]:
     return streams + streams[:1] * (STREAMS - len(streams))
 
 
-def forward(u, w, bias, dy, ys: list[torch.Tensor], first: int, activation: str) -> bool:
+def sums_of(w: torch.Tensor, input_bias: torch.Tensor | None) -> int:
+    """Numbers in a row of sums."""
+    return w.shape[0] * (w.shape[1] + 1) + (0 if input_bias is None else len(input_bias))
+
+
+def forward(u, w, bias, input_bias, dy, ys: list[torch.Tensor], first: int, activation: str) -> bool:
     """Into ys, the streams, the convolution, or with dy the gradient before the activation, of one of them; False where
     words do not fit. Of several streams, or several outputs a channel, all are computed by one launch."""
     channels, outputs = u.shape[1], w.shape[0]
@@ -239,16 +274,16 @@ def forward(u, w, bias, dy, ys: list[torch.Tensor], first: int, activation: str)
     extra = rows[-1]
     chosen = options(u, w, x)
     forward_kernel[(triton.cdiv(x.shape[2], chosen["BW"]), outputs // repeats, x.shape[0])](
-        x, w, bias, extra, *padded(rows[1 : 1 + len(ys)]), x.shape[2], channels, ys[0].shape[1], u.shape[2], first,
+        x, w, bias, input_bias, extra, *padded(rows[1 : 1 + len(ys)]), x.shape[2], channels, ys[0].shape[1], u.shape[2], first,
         *x.stride()[:2], *extra.stride()[:2], *out.stride()[:2], R=repeats, STREAMS=len(ys),
-        ACTIVATION=activation, SLOPE=dy is not None, BIAS=bias is not None, **chosen,
+        ACTIVATION=activation, SLOPE=dy is not None, BIAS=bias is not None, ADD=input_bias is not None, **chosen,
     )  # fmt: skip
     return True
 
 
-def backward(u, w, dz: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """du, and dw with dbias as one more column (r H, K + 1), fp32; None where words do not fit the tensors. `dz`: of
-    the streams, of the same strides."""
+def backward(u, w, input_bias, dz: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """du, and in one row dw (r H, K), dbias (r H,) and, where there is an input_bias, its gradient (H,), fp32; None
+    where words do not fit the tensors. `dz`: of the streams, of the same strides."""
     du, repeats = torch.empty_like(u), w.shape[0] // u.shape[1]
     rows = rows_of(w, u, du, *dz) if repeats in REPEATS else []
     if not rows:
@@ -257,9 +292,10 @@ def backward(u, w, dz: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor] 
     chosen = options(u, w, x, WORDS // repeats)  # as many accumulators
     outer, channels, length = x.shape
     shares = max(1, min(triton.cdiv(PROGRAMS, channels), outer * triton.cdiv(length, chosen["BW"])))
-    partial = u.new_empty(shares, w.shape[0], w.shape[1] + 1, dtype=torch.float32)
+    partial = u.new_empty(shares, sums_of(w, input_bias), dtype=torch.float32)
     backward_kernel[(channels, shares)](
-        x, w, *padded(gradients), out, partial, outer, length, channels, dz[0].shape[1], u.shape[2],
-        *x.stride()[:2], *gradients[0].stride()[:2], *out.stride()[:2], R=repeats, STREAMS=len(dz), **chosen,
+        x, w, input_bias, *padded(gradients), out, partial, outer, length, channels, dz[0].shape[1], u.shape[2],
+        *x.stride()[:2], *gradients[0].stride()[:2], *out.stride()[:2], R=repeats, STREAMS=len(dz),
+        ADD=input_bias is not None, **chosen,
     )  # fmt: skip
     return du, add_up(partial)

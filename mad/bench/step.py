@@ -116,7 +116,9 @@ def rfft_2t(u, k, *, skip=None, pre_gate=None, post_gate=None):
     return y if post_gate is None else y * post_gate
 
 
-def conv1d(u, w, bias=None, *, streams):
+def conv1d(u, w, bias=None, *, streams, input_bias=None):
+    if input_bias is not None:
+        u = u + input_bias.to(u.dtype).unsqueeze(-1)
     u = u.repeat(1, w.shape[0] // u.shape[1], 1)
     y = F.conv1d(u, w.unsqueeze(1), bias, padding=w.shape[-1] - 1, groups=len(w))[..., : u.shape[-1]]
     return y.chunk(streams, dim=1)

@@ -9,10 +9,10 @@ from kernels.testing import poisoned_memory, relative_error, verify, within_boun
 HERE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def oracle(u, w, bias=None, *, activation=None):
+def oracle(u, w, bias=None, input_bias=None, *, activation=None):
     """One term after the other."""
     repeats, width = w.shape[0] // u.shape[1], w.shape[1]
-    x = u.repeat(1, repeats, 1)
+    x = (u if input_bias is None else u + input_bias[:, None]).repeat(1, repeats, 1)
     y = torch.zeros_like(x) if bias is None else bias[:, None].expand_as(x).clone()
     for t in range(u.shape[-1]):
         terms = [w[:, width - 1 - j] * x[:, :, t - j] for j in range(min(width, t + 1))]
@@ -130,13 +130,14 @@ def test_a_share_of_words_is_several_blocks(monkeypatch, stored, batch, length):
     u, dy = (t.to(HERE).half() for t in (exact["u"], exact["u"].flip(2).clone()))
     w = exact["w"].to(HERE).float()
     with poisoned_memory(), within_bounds():
-        got = words.backward(u, w, [dy])
+        got = words.backward(u, w, None, [dy])
     assert got is not None
     leaves = u.double().requires_grad_(), w.double().requires_grad_()
     want = torch.autograd.grad(oracle(*leaves), leaves, dy.double())
-    for value, true in zip((got[0], got[1][:, :-1]), want, strict=True):
+    dw, dbias = got[1].tensor_split([w.numel()])
+    for value, true in zip((got[0], dw.view_as(w)), want, strict=True):
         assert relative_error(value, true) < 1e-3
-    assert relative_error(got[1][:, -1], dy.double().sum((0, 2))) < 1e-3
+    assert relative_error(dbias, dy.double().sum((0, 2))) < 1e-3
 
 
 @pytest.mark.parametrize("stored", LAYOUTS)
@@ -173,6 +174,20 @@ def test_streams_are_parts_of_the_outputs(where, channels, repeats, streams, len
     verify(kernels.short_conv_streams, parts, given, streams=streams, activation="silu", **where)
 
 
+@pytest.mark.parametrize("stored", LAYOUTS)
+@pytest.mark.parametrize("channels, repeats, streams", [(3, 4, 3), (2, 1, 1), (4, 3, 2)])
+@pytest.mark.parametrize("length, width", [(20, 3), (9, 5), (63, 4), (8, 6)])
+def test_a_bias_of_the_input_is_not_added_to_the_zeros_before_it(where, stored, channels, repeats, streams, length, width):
+    """Words that begin with a sequence and words that do not, and no words; with an activation's gradient, too."""
+    given = laid_out(stored, repeats, 3, channels, length, width)
+    given["input_bias"] = torch.randn(channels).double()
+
+    def parts(u, w, bias, input_bias, *, streams, activation=None):
+        return oracle(u, w, bias, input_bias, activation=activation).chunk(streams, dim=1)
+
+    verify(kernels.short_conv_streams, parts, given, streams=streams, activation="silu" if width == 4 else None, **where)
+
+
 @pytest.mark.parametrize(
     "batch, length, repeats", [(3, 20, 1), (3, 20, 2), (3, 20, 4), (4, 9, 1), (4, 9, 2), (4, 9, 4), (4, 127, 2)]
 )
@@ -189,14 +204,14 @@ def test_streams_as_training_has_them(batch, length, repeats):
         torch.randn(3 * repeats, 3, device=HERE),
         [channel_first(repeats) for _ in range(3)],
     )
-    assert words.backward(u, w, dys) is not None
-    du, sums = triton.gradients(u, w, None, dys, "none")
+    assert words.backward(u, w, None, dys) is not None
+    du, sums = triton.gradients(u, w, None, None, dys, "none")
     leaves = u.double().requires_grad_(), w.double().requires_grad_()
     want = torch.autograd.grad(oracle(*leaves), leaves, torch.cat(dys, dim=1).double())
-    for got, exact in zip((du, sums[:, :-1]), want, strict=True):
+    for got, exact in zip((du, sums[: w.numel()].view_as(w)), want, strict=True):
         assert ((got.double() - exact).norm() / exact.norm()).item() < 1e-3
     mixed = [dys[0], dys[1].contiguous(), dys[2]]
-    torch.testing.assert_close(triton.gradients(u, w, None, mixed, "none")[0], du, atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(triton.gradients(u, w, None, None, mixed, "none")[0], du, atol=1e-2, rtol=1e-2)
 
 
 def test_streams_nobody_reads_and_gradients_in_other_layouts():
@@ -210,6 +225,11 @@ def test_streams_nobody_reads_and_gradients_in_other_layouts():
 
     for got, want in zip(gradients("triton"), gradients("torch"), strict=True):
         torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+def test_as_many_numbers_are_added_as_there_are_channels():
+    with pytest.raises(ValueError, match=r"expected input_bias \(4,\), got \(8,\)"):
+        kernels.short_conv(torch.randn(1, 4, 5), torch.randn(8, 3), input_bias=torch.randn(8))
 
 
 def test_as_many_streams_as_there_can_be():
@@ -283,9 +303,9 @@ def test_more_sequences_than_a_grid_holds(monkeypatch):
 
     u, w = torch.randn(3, 2, 8, dtype=torch.float16, device=HERE), torch.randn(2, 3, dtype=torch.float16, device=HERE)
     y = torch.empty_like(u)
-    assert words.forward(u, w, None, None, [y], 0, "none")
+    assert words.forward(u, w, None, None, None, [y], 0, "none")
     monkeypatch.setattr(words, "MOST", 2)
-    assert not words.forward(u, w, None, None, [y], 0, "none")
+    assert not words.forward(u, w, None, None, None, [y], 0, "none")
     torch.testing.assert_close(kernels.short_conv(u, w, backend="triton"), y)
 
 
@@ -294,11 +314,14 @@ def test_is_a_well_formed_operator():
 
     torch.manual_seed(2)
     u, w = torch.randn(2, 3, 9, requires_grad=True, device=HERE), torch.randn(3, 3, requires_grad=True, device=HERE)
-    torch.library.opcheck(triton.convolve, (u, w, None, "silu", 3))
+    added = torch.randn(3, device=HERE)
+    for input_bias in (None, added):
+        torch.library.opcheck(triton.convolve, (u, w, None, input_bias, "silu", 3))
     for repeats, width in ((1, 3), (1, 4), (4, 3), (4, 4)):
         w = torch.randn(3 * repeats, width, device=HERE)
         dys = [torch.randn(2, repeats, 9, device=HERE) for _ in range(3)]
-        torch.library.opcheck(triton.gradients, (u.detach(), w, None, dys, "none"))
+        for input_bias in (None, added):
+            torch.library.opcheck(triton.gradients, (u.detach(), w, None, input_bias, dys, "none"))
 
 
 @pytest.mark.parametrize("repeats, streams, launches", [(4, 3, 1), (1, 3, 1), (2, 1, 1), (3, 3, 3)])
