@@ -4,7 +4,7 @@ matrix units, the grid, and rows of a sequence as tiles.
 Block sizes come from shapes by named rules, not from an autotuner: a sweep over many shapes then compiles each kernel a
 handful of times. Ranks stay small: no block below 16, the least a matrix unit takes.
 """
-# pyright: reportArgumentType=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
 
 import os
 from collections.abc import Callable

@@ -217,9 +217,9 @@ def backward(ctx, dys):
     u, w, bias, input_bias = ctx.saved_tensors
     dys = [new_outputs(u, len(w) // len(dys)).zero_() if dy is None else dy for dy in dys]
     du, sums = gradients(u, w, bias, input_bias, dys, ctx.activation)
-    dw, dbias, of_input = sums.tensor_split([w.numel(), w.numel() + len(w)])
-    dbias = None if bias is None else dbias.to(bias.dtype)
-    return du, dw.view_as(w).to(w.dtype), dbias, None if input_bias is None else of_input.to(input_bias.dtype), None, None
+    dw, *others = sums.tensor_split([w.numel(), w.numel() + len(w)])
+    dbiases = [None if t is None else g.to(t.dtype) for t, g in zip((bias, input_bias), others, strict=True)]
+    return du, dw.view_as(w).to(w.dtype), *dbiases, None, None
 
 
 convolve.register_autograd(backward, setup_context=keep)

@@ -274,7 +274,8 @@ def forward(u, w, bias, input_bias, dy, ys: list[torch.Tensor], first: int, acti
     extra = rows[-1]
     chosen = options(u, w, x)
     forward_kernel[(triton.cdiv(x.shape[2], chosen["BW"]), outputs // repeats, x.shape[0])](
-        x, w, bias, input_bias, extra, *padded(rows[1 : 1 + len(ys)]), x.shape[2], channels, ys[0].shape[1], u.shape[2], first,
+        x, w, bias, input_bias, extra, *padded(rows[1 : 1 + len(ys)]),
+        x.shape[2], channels, ys[0].shape[1], u.shape[2], first,
         *x.stride()[:2], *extra.stride()[:2], *out.stride()[:2], R=repeats, STREAMS=len(ys),
         ACTIVATION=activation, SLOPE=dy is not None, BIAS=bias is not None, ADD=input_bias is not None, **chosen,
     )  # fmt: skip

@@ -177,15 +177,16 @@ def test_streams_are_parts_of_the_outputs(where, channels, repeats, streams, len
 @pytest.mark.parametrize("stored", LAYOUTS)
 @pytest.mark.parametrize("channels, repeats, streams", [(3, 4, 3), (2, 1, 1), (4, 3, 2)])
 @pytest.mark.parametrize("length, width", [(20, 3), (9, 5), (63, 4), (8, 6)])
-def test_a_bias_of_the_input_is_not_added_to_the_zeros_before_it(where, stored, channels, repeats, streams, length, width):
+def test_an_input_bias_is_not_added_to_the_zeros_before(where, stored, channels, repeats, streams, length, width):
     """Words that begin with a sequence and words that do not, and no words; with an activation's gradient, too."""
     given = laid_out(stored, repeats, 3, channels, length, width)
     given["input_bias"] = torch.randn(channels).double()
+    options = {"streams": streams, "activation": "silu" if width == 4 else None}
 
     def parts(u, w, bias, input_bias, *, streams, activation=None):
         return oracle(u, w, bias, input_bias, activation=activation).chunk(streams, dim=1)
 
-    verify(kernels.short_conv_streams, parts, given, streams=streams, activation="silu" if width == 4 else None, **where)
+    verify(kernels.short_conv_streams, parts, given, **options, **where)
 
 
 @pytest.mark.parametrize(

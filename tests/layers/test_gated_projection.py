@@ -1,0 +1,15 @@
+"""The gated projection: on a GPU the convolution adds the bias of the map whose output it reads."""
+
+import torch
+
+import kernels
+from layers.gated_projection import GatedProjection, from_tokens
+
+
+def test_the_bias_of_the_map_may_be_left_to_the_convolution():
+    torch.manual_seed(0)
+    inputs, x = GatedProjection(16, 16, groups=4), torch.randn(2, 9, 16)
+    z = from_tokens(inputs.linear, x, biased=False)
+    streams = kernels.short_conv_streams(z, inputs.taps, inputs.bias, streams=3, input_bias=inputs.linear.bias)
+    for got, want in zip(streams, inputs(x), strict=True):
+        torch.testing.assert_close(got, want)
