@@ -103,7 +103,7 @@ def add_up(partial: torch.Tensor) -> torch.Tensor:
         return partial[0]
     sums = partial.new_empty(shape)
     number = sums.numel()
-    if number >= 1 << 13:  # below, offsets of 32 bits suffice for more programs than any kernel has
+    if number > 1 << 13:  # up to that, offsets of 32 bits suffice for more programs than any kernel has
         return torch.sum(partial, 0, out=sums)
     add_up_kernel[(triton.cdiv(number, 8),)](partial, sums, shares, number, BS=512, BN=8, num_warps=8)
     return sums
