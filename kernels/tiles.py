@@ -93,31 +93,32 @@ def aligned(x: torch.Tensor) -> torch.Tensor:
     return unit_stride(x) if all(step % 16 == 0 for step in x.stride()[:-1]) else x.contiguous()
 
 
-def add_up(partial: torch.Tensor) -> torch.Tensor:
-    """(S, ...) fp32, contiguous, the sums of S programs -> their sum (...), in an order that is always the same.
+def sum_shares(partial: torch.Tensor) -> torch.Tensor:
+    """(S, ...) fp32, the sums of S programs -> their sum (...), contiguous, in an order that is always the same; of one
+    program what it has.
 
     torch's own takes an H200 8 us for a hundred numbers of each, as it shares them out first; for many it does not.
     """
-    shares, *shape = partial.shape
+    partial, (shares, *shape) = partial.contiguous(), partial.shape
     if shares == 1:
         return partial[0]
     sums = partial.new_empty(shape)
     number = sums.numel()
     if number > 1 << 13:  # up to that, offsets of 32 bits suffice for more programs than any kernel has
         return torch.sum(partial, 0, out=sums)
-    add_up_kernel[(triton.cdiv(number, 8),)](partial, sums, shares, number, BS=512, BN=8, num_warps=8)
+    shares_kernel[(triton.cdiv(number, 8),)](partial, sums, shares, number, BS=512, BN=8, num_warps=8)
     return sums
 
 
 def first_columns(x: torch.Tensor, number: int) -> torch.Tensor:
-    """x (H, N) -> (H, number), contiguous, with zeros where x has fewer columns."""
+    """Contiguous x (H, N) -> (H, number), contiguous, with zeros where x has fewer columns."""
     if x.shape[1] > number:
         return x[:, :number].clone(memory_format=torch.contiguous_format)
     return x if x.shape[1] == number else F.pad(x, (0, number - x.shape[1]))
 
 
 @triton.jit
-def add_up_kernel(partial, sums, S, N, BS: tl.constexpr, BN: tl.constexpr):
+def shares_kernel(partial, sums, S, N, BS: tl.constexpr, BN: tl.constexpr):
     """sums (N,) of partial (S, N)."""
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     held = tl.zeros((BS, BN), tl.float32)

@@ -33,7 +33,8 @@ class GatedProjection(nn.Module):
         self.bias = new_taps(kernel_size, streams * channels)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        bias = self.linear.bias if x.is_cuda else None  # compiled code would first write it to all of z
+        # a GPU's convolution adds it as it reads z; before an operator, compiled code would write it to all of z first
+        bias = self.linear.bias if x.is_cuda else None
         z = from_tokens(self.linear, x, biased=bias is None)  # (B, narrow, T)
         return kernels.short_conv_streams(z, self.taps, self.bias, streams=self.streams, input_bias=bias)
 
@@ -83,7 +84,7 @@ def of_columns(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     if not x.is_cuda:
         return torch.addmm(bias, linear.weight, x)
     z = linear.weight @ x
-    return z + bias.to(z.dtype)  # compiled code adds it with what comes next; `addmm` first writes it to all of z
+    return z + bias.to(z.dtype)  # compiled code adds it with what comes next, if it can; `addmm` writes it to all of z
 
 
 def convolution_step(past: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from kernels.activations import activate, slope
-from kernels.tiles import add_up, bucket, operator, precision
+from kernels.tiles import bucket, operator, precision, sum_shares
 
 PROGRAMS = 264  # two for each SM of an H100: as many shares of the rows are made for the blocks' gradients
 
@@ -142,7 +142,7 @@ def weights_gradient(
     weights_kernel[(programs, blocks, shares)](
         x, dy, partial, x.shape[0], inputs, outputs, tiles, x.stride(0), *x_at, dy.stride(0), *y_at, **options
     )
-    return add_up(partial)
+    return sum_shares(partial)
 
 
 @weights_gradient.register_fake

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.tiles import add_up, bucket, grid, operator, precision
+from kernels.tiles import bucket, grid, operator, precision, sum_shares
 
 TOKENS = 64  # a step
 PROGRAMS = 132 * 4  # of the backward: what fills an H100
@@ -74,7 +74,7 @@ def gradient(dy: torch.Tensor, tokens: torch.Tensor, rows: int) -> torch.Tensor:
         dy, tokens, partial, tokens.numel(), rows, width,
         BT=TOKENS, BV=vectors, BD=columns, PRECISION=precision(dy.dtype), num_warps=4, num_stages=2,
     )  # fmt: skip
-    return add_up(partial)
+    return sum_shares(partial)
 
 
 @gradient.register_fake

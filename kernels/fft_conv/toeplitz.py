@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.tiles import add_up, bucket, first_columns, precision
+from kernels.tiles import bucket, first_columns, precision, sum_shares
 
 BANDS_FROM = 65  # tokens from which copies of the filter pay for themselves
 GATES_UPTO = 4  # blocks a sequence up to which a gate is multiplied where it is read; with more it is read too often
@@ -278,5 +278,5 @@ def taps_gradient(x, dy, gate, gate1, taps: int) -> torch.Tensor:
         GATED=gate is not None, GATED1=gate1 is not None, M=size, BR=rows, PRECISION=precision(x.dtype),
         num_warps=8 if single and size >= 32 else 4, num_stages=2,
     )  # fmt: skip
-    sums = add_up(partial.view(shares * 4, channels, -1))
+    sums = sum_shares(partial.view(shares * 4, channels, -1))
     return first_columns(sums, taps)  # taps beyond the sequence have no effect

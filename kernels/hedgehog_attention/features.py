@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.tiles import add_up, bucket, grid, operator, precision, sequence
+from kernels.tiles import bucket, grid, operator, precision, sequence, sum_shares
 
 PROGRAMS = 264  # two for each SM of an H100
 
@@ -124,7 +124,7 @@ def features_backward(x: torch.Tensor, w: torch.Tensor, dy: torch.Tensor) -> tup
     options = tiling(x, w, True)
     programs = (heads, shares, triton.cdiv(d, options["BD"]))
     backward_kernel[programs](x, w, dy, dx, partial, batch, heads, length, d, w.shape[2], **options)
-    return dx, add_up(partial)
+    return dx, sum_shares(partial)
 
 
 @features_backward.register_fake

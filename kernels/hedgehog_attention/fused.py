@@ -22,7 +22,7 @@ import triton.language as tl
 
 from kernels.hedgehog_attention.maps import mapped, signed, store_share, through_softmax
 from kernels.linear_attention.sums import scaled_product, scaled_right_product, strides
-from kernels.tiles import add_up, bucket, grid, load_rows, precision, sequence, store_rows
+from kernels.tiles import bucket, grid, load_rows, precision, sequence, store_rows, sum_shares
 
 WARPS = 1056  # eight for each SM of an H100, as many as its registers hold
 MANY, SHORT = 264, 512  # sequences that fill an H100; tokens that a program walks over in less time than launches take
@@ -202,4 +202,4 @@ def backward(q, k, v, w_q, w_k, y, inverse, dy, dq, dk, dv, normalize: bool) -> 
     keys_kernel[programs](
         q, k, v, w_q, w_k, dy, inverse, delta, dk, dv, partial, *sizes, *strides(q, k, v, dy, dk, dv), **options
     )
-    return add_up(partial.flatten(0, 1))
+    return sum_shares(partial.flatten(0, 1))

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.tiles import add_up, bucket, operator
+from kernels.tiles import bucket, operator, sum_shares
 
 TOKENS = 32  # a program
 # pi in three parts, of which the first two have few bits, so that their multiples are exact
@@ -193,7 +193,7 @@ def backward(
         dh, position, frequency, w0, b0, w1, b1, w2, b2, out, decay, dposition, partial, length, channels, size,
         E=inputs, F=width, **options,
     )  # fmt: skip
-    return dposition, add_up(partial)
+    return dposition, sum_shares(partial)
 
 
 @backward.register_fake

@@ -24,7 +24,7 @@ def short_conv(
         w: (C, K) with C = r H: the order of conv1d, the last tap multiplies the current token; the outputs read the
             input channels r times over.
         bias: (C,).
-        input_bias: (H,), for what comes from a linear map: added as u is read, it costs nothing.
+        input_bias: (H,), for what comes from a linear map: added as u is read, without a pass over it.
         activation: None | "silu" | "gelu".
         backend: "auto" | "torch" | "triton".
 

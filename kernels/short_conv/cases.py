@@ -78,12 +78,12 @@ def work(shape: dict, size: int, backward: bool) -> Work:
 def rivals():
     def prepare(tensors):
         """Taps in the order of a grouped convolution's outputs: those of a channel next to each other."""
+        if "input_bias" in tensors:
+            raise NotImplementedError("a bias of the input")
         u, w = tensors["u"].contiguous(), tensors["w"]
         given = {"u": u, "w": w.view(-1, u.shape[1], w.shape[1]).transpose(0, 1).reshape(w.shape)}
         if "bias" in tensors:
             given["bias"] = tensors["bias"].view(-1, u.shape[1]).t().flatten().to(u.dtype)
-        if "input_bias" in tensors:  # what cuDNN knows nothing of
-            raise NotImplementedError
         return given | {"activation": tensors.get("activation")}
 
     def conv1d(u, w, bias=None, activation=None):

@@ -17,7 +17,7 @@ import triton.language as tl
 
 from kernels.activations import activate, slope
 from kernels.short_conv import words
-from kernels.tiles import add_up, bucket, operator
+from kernels.tiles import bucket, operator, sum_shares
 
 SPLITS = 32  # shares of the batch in the backward: enough programs for every SM, few partial sums
 
@@ -151,8 +151,8 @@ def streams_of(u, w, bias, input_bias, dys: Sequence[torch.Tensor | None], activ
     ys = [new_outputs(u, outputs) for _ in dys]
     if any(dy is not None for dy in dys) or not words.forward(u, w, bias, input_bias, None, ys, 0, activation):
         ws, biases = w.split(outputs), [None] * len(dys) if bias is None else bias.split(outputs)
-        for s, (w, bias, dy, y) in enumerate(zip(ws, biases, dys, ys, strict=True)):
-            launch_forward(u, w, bias, input_bias, dy, y, s * outputs, activation)
+        for s, (taps, offset, dy, y) in enumerate(zip(ws, biases, dys, ys, strict=True)):
+            launch_forward(u, taps, offset, input_bias, dy, y, s * outputs, activation)
     return ys
 
 
@@ -195,7 +195,7 @@ def gradients(
         R=repeats, K=width, STREAMS=len(dz), SUMS=columns, ADD=input_bias is not None, FAR=far(u, dz[0], du),
         BC=rows, BT=tokens,
     )  # fmt: skip
-    sums, of_input = add_up(partial).split([repeats * (width + 1), columns - repeats * (width + 1)], dim=1)
+    sums, of_input = sum_shares(partial).split([repeats * (width + 1), columns - repeats * (width + 1)], dim=1)
     of_taps = sums.view(channels, repeats, width + 1).transpose(0, 1).flatten(0, 1)  # (r H, K + 1)
     parts = [of_taps[:, :-1].flatten(), of_taps[:, -1]]
     return du, torch.cat(parts if input_bias is None else [*parts, of_input[:, 0]])

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from kernels.activations import activate, slope
 from kernels.short_conv.reference import STREAMS
-from kernels.tiles import MOST, add_up, bucket
+from kernels.tiles import MOST, bucket, sum_shares
 
 LANES = 4  # tokens of 16 bits a word
 WIDEST = LANES + 1  # taps
@@ -256,7 +256,7 @@ def padded(streams: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def sums_of(w: torch.Tensor, input_bias: torch.Tensor | None) -> int:
-    """Numbers in a row of sums."""
+    """How many numbers dw (r H, K), dbias (r H,) and, where there is one, input_bias's gradient (H,) are."""
     return w.shape[0] * (w.shape[1] + 1) + (0 if input_bias is None else len(input_bias))
 
 
@@ -299,4 +299,4 @@ def backward(u, w, input_bias, dz: list[torch.Tensor]) -> tuple[torch.Tensor, to
         *x.stride()[:2], *gradients[0].stride()[:2], *out.stride()[:2], R=repeats, STREAMS=len(dz),
         ADD=input_bias is not None, **chosen,
     )  # fmt: skip
-    return du, add_up(partial)
+    return du, sum_shares(partial)

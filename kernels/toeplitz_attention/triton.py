@@ -21,7 +21,7 @@ import triton.language as tl
 
 from kernels.fft_conv.toeplitz import halves, store_diagonals
 from kernels.linear_attention.sums import scaled_product
-from kernels.tiles import add_up, bucket, first_columns, operator, precision, within_reach
+from kernels.tiles import bucket, first_columns, operator, precision, sum_shares, within_reach
 
 SHARES = 32  # at most so many partial sums of the filter's gradient
 PROGRAMS = 256  # that fill a card: about two a multiprocessor
@@ -255,7 +255,7 @@ def taps_gradient(q, k, v, dy, taps: int) -> torch.Tensor:
         q, k, v, dy, partial, batch, heads, length, inner, v.shape[3], number, reach, *strides,
         WHOLE=whole(q, v, size, **blocks), PRECISION=precision(q.dtype), **blocks, **options,
     )  # fmt: skip
-    return first_columns(add_up(partial), taps)  # taps beyond the sequence have no effect
+    return first_columns(sum_shares(partial), taps)  # taps beyond the sequence have no effect
 
 
 @operator("mad::toeplitz_attention")

@@ -2,10 +2,11 @@
 
 Tasks of the MAD protocol with its model and batch, all included: data, optimiser, evaluation after every epoch, which
 is 100 steps, and in memorization two. They differ: in recall every token trains, in selective copying few are scored,
-compression has a decoder. A rate is steps between the first and the last evaluation of each run within the time given,
-which begins when all of them have been evaluated three times. FLOPs are the model's own (forward, and twice that
+compression has a decoder. A rate is the steps of all lanes from one moment, when all have been evaluated three times,
+to another, --seconds later, between two evaluations in proportion. FLOPs are the model's own (forward, and twice that
 backward); bytes the least that a step must move: weights, gradients and moments once, the residual stream five times a
-layer. Both are also given as a share of what a large matrix product and a large copy reach on this device. `warm after`
+layer. Both are also given as a share of what a large matrix product and a large copy reach on this device. `host` is
+the share of that time for which the thread that queues all lanes had a CPU core, on a CPU to compute, too. `warm after`
 is when each run had been evaluated twice: data, compilation, capture, 200 steps.
 """
 
@@ -50,7 +51,7 @@ class Rate:
     warm_up: float
     memory: float
     evaluated: float  # batches, a step
-    host: float  # share of the time in which the thread that queues all lanes was busy
+    host: float  # CPU seconds of the thread that queues all lanes, a second
 
 
 def main(argv: list[str]) -> None:

@@ -128,16 +128,16 @@ def test_a_share_of_words_is_several_blocks(monkeypatch, stored, batch, length):
     monkeypatch.setattr(words, "PROGRAMS", 4)
     exact = laid_out(stored, 1, batch, 2, length, 3)
     u, dy = (t.to(HERE).half() for t in (exact["u"], exact["u"].flip(2).clone()))
-    w = exact["w"].to(HERE).float()
-    with poisoned_memory(), within_bounds():
-        got = words.backward(u, w, None, [dy])
-    assert got is not None
-    leaves = u.double().requires_grad_(), w.double().requires_grad_()
-    want = torch.autograd.grad(oracle(*leaves), leaves, dy.double())
-    dw, dbias = got[1].tensor_split([w.numel()])
-    for value, true in zip((got[0], dw.view_as(w)), want, strict=True):
-        assert relative_error(value, true) < 1e-3
-    assert relative_error(dbias, dy.double().sum((0, 2))) < 1e-3
+    w, bias, added = exact["w"].to(HERE).float(), torch.zeros(2, device=HERE), torch.randn(2, device=HERE)
+    for given in ((u, w, bias), (u, w, bias, added)):
+        with poisoned_memory(), within_bounds():
+            got = words.backward(u, w, added if len(given) == 4 else None, [dy])
+        assert got is not None
+        leaves = [t.double().requires_grad_() for t in given]
+        want = torch.autograd.grad(oracle(*leaves), leaves, dy.double())
+        sums = got[1].split([t.numel() for t in given[1:]])
+        for value, true in zip((got[0], *sums), want, strict=True):
+            assert relative_error(value.view_as(true), true) < 1e-3
 
 
 @pytest.mark.parametrize("stored", LAYOUTS)
@@ -147,7 +147,8 @@ def test_a_share_of_the_batch_is_several_sequences(where, monkeypatch, stored, r
 
     monkeypatch.setattr(triton, "SPLITS", 2)
     monkeypatch.setattr(words, "WIDEST", 0)  # the plain kernel, in half precision too
-    verify(kernels.short_conv, oracle, laid_out(stored, repeats, 5, 2, 20, width), activation="silu", **where)
+    given = laid_out(stored, repeats, 5, 2, 20, width) | {"input_bias": torch.randn(2).double()}
+    verify(kernels.short_conv, oracle, given, activation="silu", wide=("w", "bias", "input_bias"), **where)
 
 
 @pytest.mark.parametrize(
