@@ -3,10 +3,12 @@
 Runs backend="auto" (or what a cases module names) on CPU tensors as if they were on a card while each launch only
 compiles (for sm_90). So what is checked is what the block-size rules really choose, with the very specialisations of a
 run, forward and backward, in fp32, bf16 and fp16. A configuration that spills registers or asks for more shared memory
-than an SM has is an error.
+than an SM has is an error. `--waits` also says where ptxas has asynchronous products (wgmma) wait for each other: many
+can be under way, but for some loops it gives that up, without a word, and each then takes its whole latency.
 """
 
 import argparse
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,7 +30,8 @@ TYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.bfloat1
 
 @dataclass(frozen=True)
 class Compiled:
-    """One launch of one kernel, compiled. `stack` is bytes of local memory a thread: spills, or indexed registers."""
+    """One launch of one kernel, compiled. `stack` is bytes of local memory a thread: spills, or indexed registers;
+    `waits` how often it waits for wgmma, in machine code and as Triton asked for: unlooked at None."""
 
     kernel: str
     function: str
@@ -37,6 +40,7 @@ class Compiled:
     shared: int
     registers: int
     stack: int
+    waits: tuple[int, int] | None = None
 
     @property
     def fits(self) -> bool:
@@ -77,9 +81,9 @@ def compiling_only() -> Iterator[list]:
         JITFunction.run, checks.on_card = launch, on_card
 
 
-def compile_kernel(job: tuple[str, torch.dtype, int | None]) -> list[Compiled]:
+def compile_kernel(job: tuple[str, torch.dtype, int | None, bool]) -> list[Compiled]:
     """Every launch of one kernel over its (first) CONFIGS in one type."""
-    name, dtype, first = job
+    name, dtype, first, waits = job
     module = cases.load(name)
     found = {}
     for shape in module.CONFIGS[:first]:
@@ -92,24 +96,30 @@ def compile_kernel(job: tuple[str, torch.dtype, int | None]) -> list[Compiled]:
                 torch.autograd.backward(outputs, [torch.ones_like(y) for y in outputs])
         for kernel in launches:
             found.setdefault(kernel.hash, (kernel, shape))
-    return [describe(name, dtype, kernel, shape) for kernel, shape in found.values()]
+    return [describe(name, dtype, kernel, shape, waits) for kernel, shape in found.values()]
 
 
-def describe(name: str, dtype: torch.dtype, kernel, shape: dict) -> Compiled:
-    """Registers and stack from the machine code itself."""
+def describe(name: str, dtype: torch.dtype, kernel, shape: dict, waits: bool = False) -> Compiled:
+    """Registers, stack and, where `waits`, those, from the machine code itself."""
+    usage = dict(pair.split(":", 1) for pair in told("cuobjdump --dump-resource-usage", kernel).split() if ":" in pair)
+    where = " ".join(f"{key}={value}" for key, value in shape.items())
+    registers, stack = int(usage["REG"]), int(usage["STACK"]) + int(usage.get("LOCAL", 0))
+    kind, shared = str(dtype).removeprefix("torch."), kernel.metadata.shared
+    asked = len(re.findall(r"wgmma\.wait_group", kernel.asm["ptx"])) if waits else 0
+    found = (told("nvdisasm -c", kernel).count("WARPGROUP.DEPBAR"), asked) if asked else None
+    return Compiled(name, kernel.metadata.name, kind, where, shared, registers, stack, found)
+
+
+def told(command: str, kernel) -> str:
+    """What a tool that comes with Triton says of a kernel."""
     import triton
 
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    tool, *options = command.split()
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        text = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    usage = dict(pair.split(":", 1) for pair in text.stdout.split() if ":" in pair)
-    where = " ".join(f"{key}={value}" for key, value in shape.items())
-    registers, stack = int(usage["REG"]), int(usage["STACK"]) + int(usage.get("LOCAL", 0))
-    return Compiled(
-        name, kernel.metadata.name, str(dtype).removeprefix("torch."), where, kernel.metadata.shared, registers, stack
-    )
+        return subprocess.run([tools / tool, *options, file.name], capture_output=True, text=True, check=True).stdout
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -120,12 +130,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--type", action="append", choices=TYPES, dest="types", help="once or more often; all by default"
     )
+    parser.add_argument("--waits", action="store_true", help="say where products wait for each other, too")
     options = parser.parse_args(arguments)
     for name in options.names:
         if name not in cases.names():
             parser.error(str(unknown("kernel", name, cases.names())))
     types = [TYPES[name] for name in options.types or TYPES]
-    jobs = [(name, dtype, options.first) for name in options.names or cases.names() for dtype in types]
+    jobs = [(name, dtype, options.first, options.waits) for name in options.names or cases.names() for dtype in types]
     print(f"{'kernel':24} {'function':28} {'type':9} {'shared':>7} {'reg':>4} {'stack':>6}  shape")
     bad = 0
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
@@ -134,6 +145,8 @@ def main(arguments: list[str] | None = None) -> None:
                 bad += not c.fits
                 usage = f"{c.shared:7} {c.registers:4} {c.stack:6}"
                 mark = "" if c.fits else "  <- does not fit"
+                if c.waits and c.waits[0] > c.waits[1]:
+                    mark += f"  <- {c.waits[0]} waits for products, {c.waits[1]} asked for"
                 print(f"{c.kernel:24} {c.function:28} {c.dtype:9} {usage}  {c.shape}{mark}", flush=True)
     if bad:
         sys.exit(f"{bad} configurations spill registers or exceed {SHARED_LIMIT} bytes of shared memory")
