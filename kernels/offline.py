@@ -8,7 +8,6 @@ can be under way, but for some loops it gives that up, without a word, and each 
 """
 
 import argparse
-import re
 import subprocess
 import sys
 import tempfile
@@ -99,13 +98,13 @@ def compile_kernel(job: tuple[str, torch.dtype, int | None, bool]) -> list[Compi
     return [describe(name, dtype, kernel, shape, waits) for kernel, shape in found.values()]
 
 
-def describe(name: str, dtype: torch.dtype, kernel, shape: dict, waits: bool = False) -> Compiled:
+def describe(name: str, dtype: torch.dtype, kernel, shape: dict, waits: bool) -> Compiled:
     """Registers, stack and, where `waits`, those, from the machine code itself."""
     usage = dict(pair.split(":", 1) for pair in told("cuobjdump --dump-resource-usage", kernel).split() if ":" in pair)
     where = " ".join(f"{key}={value}" for key, value in shape.items())
     registers, stack = int(usage["REG"]), int(usage["STACK"]) + int(usage.get("LOCAL", 0))
     kind, shared = str(dtype).removeprefix("torch."), kernel.metadata.shared
-    asked = len(re.findall(r"wgmma\.wait_group", kernel.asm["ptx"])) if waits else 0
+    asked = kernel.asm["ptx"].count("wgmma.wait_group") if waits else 0
     found = (told("nvdisasm -c", kernel).count("WARPGROUP.DEPBAR"), asked) if asked else None
     return Compiled(name, kernel.metadata.name, kind, where, shared, registers, stack, found)
 

@@ -6,6 +6,7 @@ handful of times. Ranks stay small: no block below 16, the least a matrix unit t
 """
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
 
+import math
 import os
 from collections.abc import Callable
 from functools import wraps
@@ -102,10 +103,10 @@ def sum_shares(partial: torch.Tensor) -> torch.Tensor:
     partial, (shares, *shape) = partial.contiguous(), partial.shape
     if shares == 1:
         return partial[0]
-    sums = partial.new_empty(shape)
-    number = sums.numel()
+    number = math.prod(shape)
     if number > 1 << 13:  # up to that, offsets of 32 bits suffice for more programs than any kernel has
-        return torch.sum(partial, 0, out=sums)
+        return partial.sum(0)
+    sums = partial.new_empty(shape)
     shares_kernel[(triton.cdiv(number, 8),)](partial, sums, shares, number, BS=512, BN=8, num_warps=8)
     return sums
 

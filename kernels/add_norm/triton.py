@@ -87,22 +87,18 @@ def backward_kernel(
         tl.store(partial + D, tl.sum(sum_b, 0), mask=d < D)
 
 
-def tiling(width: int, tiles: int = 1) -> dict[str, int]:
+def tiling(width: int) -> dict[str, int]:
     """Left to itself the assembler aims at fewer registers and spills a few."""
     columns = bucket(width, 16, 1 << 20)
-    return {
-        "BN": max(1, tiles * TILE // columns),
-        "BD": columns,
-        "num_warps": 4 if columns <= TILE else 8,
-        "maxnreg": 160,
-    }
+    return {"BN": max(1, TILE // columns), "BD": columns, "num_warps": 4 if columns <= TILE else 8, "maxnreg": 160}
 
 
 def tiling_backward(rows: int, width: int) -> dict[str, int]:
     """Blocks twice as large, of rows of 65 to 128 numbers, where programs have seven or more: as an H200 showed, of
     131,072 rows."""
-    many = bucket(width, 16, 1 << 20) == 128 and rows >= 7 * PROGRAMS * (2 * TILE // 128)
-    return tiling(width, 2 if many else 1)
+    options = tiling(width)
+    larger = 2 * options["BN"]
+    return options | {"BN": larger} if options["BD"] == 128 and rows >= 7 * PROGRAMS * larger else options
 
 
 @operator("mad::add_norm")

@@ -74,6 +74,8 @@ def backward_kernel(
     live = h < H
     column = tl.arange(0, SUMS)[None, :]
     sums = tl.zeros((BC, SUMS), tl.float32)
+    if ADD:
+        added = tl.load(input_bias + h, mask=live, other=0.0).to(tl.float32)
     for b0 in range(tl.program_id(1), B, tl.num_programs(1)):
         b = tl.cast(b0, tl.int64)
         x = u + b * u_b + h * u_h
@@ -85,7 +87,7 @@ def backward_kernel(
             out = tl.zeros((BC, BT), tl.float32)
             now = tl.load(x + t * u_t, mask=inside, other=0.0).to(tl.float32)
             if ADD:
-                now += tl.where(inside, tl.load(input_bias + h, mask=live, other=0.0).to(tl.float32), 0.0)
+                now += tl.where(inside, added, 0.0)
             for r in tl.static_range(R):
                 output = h + r * H
                 g = dz0 + output * dz_h

@@ -73,30 +73,20 @@ def _position(n, L, LANE: tl.constexpr):
 
 @triton.jit
 def _past(
-    here, before, added, added_before, n, L,
+    here, before, added, follows, n, L,
     LANE: tl.constexpr, J: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    """The token J before token LANE of each word, where ADD plus what is added to it in this word or in the one before;
-    zeros before the sequence."""
+    """The token J before token LANE of each word, where ADD plus `added`; zeros before the sequence: the word before
+    counts where this one `follows` it."""
     past = _token(here, before, LANE - J, TYPE)
     if ADD:
         if LANE >= J:
             past += added
         else:
-            past += added_before
+            past += tl.where(follows, added, 0.0)
     if ROWS == ANYWHERE:
         past = tl.where(_position(n, L, LANE) >= J, past, 0.0)
     return past
-
-
-@triton.jit
-def _added(input_bias, channel, follows, ADD: tl.constexpr):
-    """What is added to the tokens of each word, and to those of the word before where there is one."""
-    if ADD:
-        added = tl.load(input_bias + channel).to(tl.float32)
-        return added, tl.where(follows, added, 0.0)
-    else:
-        return 0.0, 0.0
 
 
 @triton.jit
@@ -114,7 +104,9 @@ def forward_kernel(
     channel = (FIRST + h) % H
     row = u + b * u_b + channel.to(tl.int64) * u_h + n
     follows, _ = _ends(n, N, L, ROWS)
-    added, added_before = _added(input_bias, channel, follows, ADD)
+    added = 0.0
+    if ADD:
+        added = tl.load(input_bias + channel).to(tl.float32)
     here = tl.load(row, mask=n < N, other=0)
     before = tl.load(row - 1, mask=follows, other=0)
     for r in tl.static_range(R):
@@ -129,7 +121,7 @@ def forward_kernel(
             z = tl.zeros((BW,), tl.float32) + offset
             for j in tl.static_range(K):
                 tap = tl.load(w + output * K + (K - 1 - j)).to(tl.float32)
-                z += tap * _past(here, before, added, added_before, n, L, i, j, ADD, ROWS, TYPE)
+                z += tap * _past(here, before, added, follows, n, L, i, j, ADD, ROWS, TYPE)
             if SLOPE:
                 z = _token(gradient, gradient, i, TYPE) * slope(z, ACTIVATION)
             else:
@@ -172,6 +164,9 @@ def backward_kernel(
         if STREAMS > 2 and output >= 2 * C:
             dz = dz2 + (output - 2 * C) * dz_h
         gradients += (dz,)
+    added = 0.0
+    if ADD:
+        added = tl.load(input_bias + h).to(tl.float32)
     sum_u, sums = zero, ()  # of output r: K taps, the newest last, and the bias; tokens are summed once at the end
     for _ in tl.static_range(R * (K + 1)):
         sums += (zero,)
@@ -181,7 +176,6 @@ def backward_kernel(
         follows, precedes = _ends(n, N, L, ROWS)
         here = tl.load(u + b * u_b + n, mask=n < N, other=0)
         before = tl.load(u + b * u_b + n - 1, mask=follows, other=0)
-        added, added_before = _added(input_bias, h, follows, ADD)
         x0, x1, x2, x3 = zero, zero, zero, zero
         new = ()
         for r in tl.static_range(R):
@@ -194,7 +188,7 @@ def backward_kernel(
             for c in tl.static_range(K):
                 total = sums[r * (K + 1) + c]
                 for i in tl.static_range(4):
-                    past = _past(here, before, added, added_before, n, L, i, K - 1 - c, ADD, ROWS, TYPE)
+                    past = _past(here, before, added, follows, n, L, i, K - 1 - c, ADD, ROWS, TYPE)
                     total += _token(gradient, gradient, i, TYPE) * past
                 new += (total,)
             total = sums[r * (K + 1) + K]

@@ -44,7 +44,7 @@ def test_what_does_not_fit_is_seen():
 
 
 def test_products_that_wait_for_each_other_are_told():
-    """Of gated_mlp's backward in bf16, at the time of writing; whichever do, the machine waits as often as asked."""
+    """Those of gated_mlp's backward in bf16, at the time of writing: the machine waits more often than it was asked."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "kernels.offline", "gated_mlp", "--type", "bfloat16", "--waits", "--jobs", "1"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
